@@ -31,15 +31,15 @@ class SAETrainConfig:
     l1: float = .01 # L1 coefficient λ₁, for relu
     l0: float = 0. # For relu: steer λ₁ until so many features are on (0: leave λ₁ alone)
     auxk: float = 1/32 # Weight of AuxK, for topk
-    auxk_k: int = 32 # Dead features that AuxK may use a row
+    auxk_k: int = 0 # Dead features that AuxK may use a row (0: half the width of the activation)
     dead_after: int = 10_000 # Rows without firing after which a feature counts as dead
     resample_every: int = 0 # Steps between two resamplings of dead features (0: never)
     init: str = 'data' # `data`, or `plain` like `nn.Linear`
 
     def __post_init__(self):
-        for o in ('epochs', 'batch_size', 'auxk_k', 'dead_after'): check(getattr(self, o) >= 1, self, o, 'must be at least 1')
+        for o in ('epochs', 'batch_size', 'dead_after'): check(getattr(self, o) >= 1, self, o, 'must be at least 1')
         check(self.lr > 0, self, 'lr', 'must be positive')
-        for o in ('l1', 'l0', 'auxk', 'resample_every'): check(getattr(self, o) >= 0, self, o, 'must not be negative')
+        for o in ('l1', 'l0', 'auxk', 'auxk_k', 'resample_every'): check(getattr(self, o) >= 0, self, o, 'must not be negative')
         for o in ('warmup', 'decay'): check(0 <= getattr(self, o) <= 1, self, o, 'is a share of the steps, between 0 and 1')
         check(self.schedule in SCHEDULES, self, 'schedule', f'choose from {", ".join(SCHEDULES)}')
         check(self.loss in ('fvu', 'mnist', 'cifar'), self, 'loss', 'choose fvu, mnist or cifar')
@@ -150,7 +150,7 @@ def _train_step(s, x, variance, rate, rows):
     fit = reconstruction_loss(x, x_hat, c.loss, variance)
     loss,on = fit,(z > 0)
     if sae.config.activation == 'relu': loss = loss + s.l1*sparsity_loss(z, c.loss, sae.d_in)
-    elif c.auxk and (dead := s.silent > c.dead_after).any(): loss = loss + c.auxk*auxk_loss(sae, pre, x - x_hat, dead, c.auxk_k)
+    elif c.auxk and (dead := s.silent > c.dead_after).any(): loss = loss + c.auxk*auxk_loss(sae, pre, x - x_hat, dead, c.auxk_k or max(1, sae.d_in//2))
     for g in s.opt.param_groups: g['lr'] = c.lr*rate
     s.opt.zero_grad()
     loss.sum().backward()
@@ -158,7 +158,7 @@ def _train_step(s, x, variance, rate, rows):
     s.opt.step()
     if sae.config.unit_norm: normalise_decoder(sae)
     s.silent.add_(x.shape[-2]).masked_fill_(on.any(-2), 0)
-    l0 = on.sum(-1).float().mean(-1)
+    l0 = on.float().mean((-2, -1))*on.shape[-1]
     if c.l0: s.l1.mul_(torch.exp(.05*(l0/c.l0 - 1).clamp(-1, 1)))
     s.step += 1
     s.sums += torch.stack([fit.detach(), l0, torch.ones_like(l0)])
