@@ -15,7 +15,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import adjusted_rand_score,pairwise_distances,silhouette_score
 
 from ..core import generator,stream_seed
-from .monosemanticity import class_means,labels,matrix
+from .monosemanticity import class_means,matrix,numbered
 
 # %% ../../nbs/metrics/01_clustering.ipynb #f8cad62a
 def variances(a, # Finite float64 [N, F]
@@ -96,7 +96,7 @@ def clustering(a, # Codes or activations [N, F]
               )->dict: # The keys of `clustering_docs`
     "How the rows cluster, with and without their labels"
     a = matrix(a)
-    y = labels(y, len(a))
+    y = numbered(y, len(a))
     within,between = variances(a, y)
     total = within + between
     if total <= 1e-24*(a**2).sum(1).mean(): return dict.fromkeys(clustering_docs, np.nan)
