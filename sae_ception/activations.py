@@ -40,7 +40,10 @@ def collect(model:nn.Module, # A classifier
     if site is None: raise ValueError(f'{type(model).__name__} has no `site` of its own: pass site=, one of `sites(model)`')
     reader,was_training = Reader(model, site).to(device),model.training
     reader.eval()
-    try: parts = [(*(o.cpu() for o in reader(b.x)), b.y.cpu(), b.sample_id.cpu()) for b in batches(task, split, batch_size, device=device)]
+    def row(batch):
+        logits,h = reader(batch.x)
+        return [o.cpu() for o in (h, logits, batch.y, batch.sample_id)]
+    try: parts = [row(b) for b in batches(task, split, batch_size, device=device)]
     finally: model.train(was_training)
     found = Activations(*(torch.cat(o) for o in zip(*parts)), site)
     bad = (~found.h.isfinite().all(1)).sum().item()

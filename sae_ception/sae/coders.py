@@ -22,7 +22,7 @@ class SAEConfig:
     "What an SAE is"
     width: int = 256 # Number of features F
     activation: str = 'topk' # `topk` or `relu`
-    k: int = 16 # Features on per row, for topk
+    k: int = 8 # Features on per row, for topk
     pre_bias: bool = True # Subtract the decoder's bias before encoding?
     unit_norm: bool = True # Keep every decoder direction at length 1?
 
