@@ -287,10 +287,11 @@ class Checkpoint:
 
     def __call__(self,
                  state, # Gives the tensors (a dict) and the facts (a dict) that a restart needs
-                 stop=False # From `interruptible`: save, then leave
+                 stop=False, # From `interruptible`: save, then leave
+                 last:bool=False # The final step? Then save in any case
                 ):
         "Call this after every step"
-        if self.path and (stop or time.monotonic() - self.last > self.every):
+        if self.path and (stop or last or time.monotonic() - self.last > self.every):
             tensors,facts = state()
             write_tensors(self.path, tensors, **facts)
             self.last = time.monotonic()

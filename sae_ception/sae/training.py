@@ -226,7 +226,7 @@ def _fit(s, train, validation, variance, checkpoint):
             rate = lr_factor(step, total, s.config.warmup, s.config.decay, s.config.schedule)
             _train_step(s, train[members, rows[:, i*B:(i+1)*B]], variance, rate, train)
             if i == per_epoch - 1: _validate(s, validation, variance)
-            checkpoint(s.save, stop)
+            checkpoint(s.save, stop, last=step == total-1)
     if not all(torch.isfinite(o).all() for o in s.sae.parameters()): raise ValueError(f'SAE training diverged: lower lr={s.config.lr}')
 
 # %% ../../nbs/sae/02_training.ipynb #804df659
