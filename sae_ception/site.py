@@ -171,7 +171,7 @@ def make_page(path, # The notebook, relative to the folder of all notebooks
     says = [directives(o.source) if o.cell_type == 'code' else {} for o in nb.cells]
     page = Page(Path(path), [], next((o['default_exp'] for o in says if 'default_exp' in o), None))
     source = sources.get(page.module, {})
-    if page.module in source: byline = f"[{page.module.replace('.', '/')}.py]({source[page.module]}) · {byline}"
+    if source: byline = f"[{page.module.replace('.', '/')}.py]({source['']}) · {byline}"
     page.cells,level = [_head(nb.cells[0], path, byline)],1
     for cell,said in list(zip(nb.cells, says))[1:]:
         if cell.cell_type == 'markdown': level = _level(cell.source, level)
@@ -346,7 +346,7 @@ def _sources(cfg):
     lib,at,res = Path(cfg['lib_path']),f"{cfg['git_url']}/blob/{cfg['branch']}",{}
     for file in sorted(lib.rglob('[a-z]*.py')):
         name,url = '.'.join(file.relative_to(lib).with_suffix('').parts),f'{at}/{file.as_posix()}'
-        res[name] = {name: url, **{o.name: f'{url}#L{o.line}' for o in symbols(file.read_text(encoding='utf-8'))}}
+        res[name] = {'': url, **{o.name: f'{url}#L{o.line}' for o in symbols(file.read_text(encoding='utf-8'))}}
     return res
 
 def read_pages(cfg:dict # What `settings.ini` says
