@@ -10,6 +10,7 @@ import warnings
 
 import numpy as np
 import torch
+from scipy.spatial.distance import cdist
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import adjusted_rand_score,pairwise_distances,silhouette_score
@@ -41,7 +42,7 @@ def dbi(a, # Finite float64 [N, F]
     "Davies-Bouldin index"
     m = class_means(a, y)
     spread = class_means(np.sqrt(((a - m[y])**2).sum(1, keepdims=True)), y)[:,0]
-    apart = pairwise_distances(m)
+    apart = cdist(m, m)
     np.fill_diagonal(apart, np.inf)
     if len(m) < 2 or apart.min() <= 1e-9*abs(m).max(): return np.nan
     return ((spread[:,None] + spread) / apart).max(1).mean()

@@ -9,7 +9,7 @@ __all__ = ['reconstruction_docs', 'fidelity', 'usage', 'usage_entropy', 'rule_of
 import numpy as np
 from scipy.special import xlogy
 
-from .monosemanticity import matrix
+from .monosemanticity import blocks,matrix
 
 # %% ../../nbs/metrics/03_reconstruction.ipynb #01a03a79
 def fidelity(x, # Activations, finite float64 [N, d]
@@ -27,8 +27,7 @@ def fidelity(x, # Activations, finite float64 [N, d]
 def usage(z # Codes [N, F]
          )->tuple: # Rows in which each feature fires [F]; summed size of each feature [F]
     "How often and how strongly each feature fires"
-    blocks = (matrix(z[:,i:i+1024], 'z') for i in range(0, z.shape[1], 1024))
-    fired,size = zip(*(((o != 0).sum(0), abs(o).sum(0)) for o in blocks))
+    fired,size = zip(*(((o != 0).sum(0), abs(o).sum(0)) for o in blocks(z, 'z')))
     return np.concatenate(fired),np.concatenate(size)
 
 # %% ../../nbs/metrics/03_reconstruction.ipynb #93d1ddd7
