@@ -40,7 +40,8 @@ def _png(fig, dpi):
     "The bytes of a figure as a palette PNG"
     drawn,light = io.BytesIO(),io.BytesIO()
     fig.savefig(drawn, format='png', dpi=dpi, facecolor='white', bbox_inches='tight', pad_inches=.05)
-    Image.open(drawn).convert('RGB').quantize(256, dither=Image.Dither.NONE).save(light, format='png', optimize=True)
+    few = Image.open(drawn).convert('RGB').quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
+    few.save(light, format='png', optimize=True)
     return light.getvalue()
 
 # %% ../../nbs/interpret/01_plots.ipynb #6756d08e
