@@ -6,7 +6,6 @@
 __all__ = ['strongest', 'merge_strongest', 'feature_table', 'choose_features']
 
 # %% ../../nbs/interpret/00_samples.ipynb #ac71fdd5
-import numpy as np
 import pandas as pd
 import torch
 from torch.nn import functional as F
@@ -22,6 +21,7 @@ def _codes(z):
     if not z.isfinite().all(): raise ValueError(f'z holds NaN or infinity in row {int((~z.isfinite()).any(1).nonzero()[0])}: look there first')
     return z.where(z > 0, 0)
 
+# %% ../../nbs/interpret/00_samples.ipynb #c1856c7d
 def _top(values, rows, n):
     "The `n` largest of values [F, M] with their rows, the lower row first among equals"
     key = (values.contiguous().view(torch.int32).long() << 32) | (_last - rows.clamp(min=0))
@@ -48,7 +48,7 @@ def merge_strongest(a:tuple, # What `strongest` gave for some rows
                     b:tuple # and for other rows, with the same `n`
                    )->tuple: # What it would have given for all of them
     "Merge the strongest rows of two parts of the data"
-    if a[0].shape != b[0].shape: raise ValueError(f'parts of {tuple(a[0].shape)} and {tuple(b[0].shape)} [features, n] do not merge: use one n for both')
+    if a[0].shape != b[0].shape: raise ValueError(f'parts of {tuple(a[0].shape)} and {tuple(b[0].shape)} do not merge: use one n for both')
     rows,values = (torch.cat(o, dim=1) for o in zip(a, b))
     order = rows.sort(dim=1).values
     twice = order[:,1:][(order[:,1:] == order[:,:-1]) & (order[:,1:] >= 0)]
@@ -64,14 +64,14 @@ def feature_table(z, # Codes, [N, F]
     z,y = _codes(z),torch.as_tensor(y)
     if y.shape != z.shape[:1]: raise ValueError(f'{tuple(y.shape)} labels for {len(z)} rows of codes: give one each')
     if not len(y): raise ValueError('no rows of codes: a table of features needs some')
-    if not 0 <= y.min() <= y.max() < len(classes): raise ValueError(f'labels run from {y.min()} to {y.max()} with {len(classes)} class names: use 0..{len(classes)-1}')
+    if not 0 <= y.min() <= y.max() < len(classes): raise ValueError(f'labels run from {y.min()} to {y.max()} with {len(classes)} class names')
     member = F.one_hot(y.long().to(z.device), len(classes)).float()
     means = (member.T @ z / member.sum(0).clamp(min=1)[:,None]).double()
-    on,favourite = (z > 0).sum(0),means.argmax(0)
+    on = (z > 0).sum(0)
+    favourite = [str(classes[c]) if n else None for c,n in zip(means.argmax(0).tolist(), on.tolist())]
     column = lambda o: o.double().cpu().numpy()
     table = pd.DataFrame(dict(density=column(on/len(z)), mean_on=column(z.sum(0)/on), max=column(z.amax(0)),
-                              favourite=np.array(classes, dtype=object)[favourite.cpu()], share=column(means.amax(0)/means.sum(0)), dead=(on == 0).cpu()))
-    table.loc[table.dead, 'favourite'] = None
+                              favourite=favourite, share=column(means.amax(0)/means.sum(0)), dead=(on == 0).cpu()))
     return table.rename_axis('feature')
 
 # %% ../../nbs/interpret/00_samples.ipynb #be2fc4a0
@@ -82,7 +82,8 @@ def choose_features(table:pd.DataFrame, # From `feature_table`
                    )->list: # Feature numbers, the most worth seeing first
     "The most class-selective features, with the classes taking turns"
     fine = table[~table.dead & table.density.between(low, high)]
-    if fine.empty: raise ValueError(f'no live feature has a density in {low:g}..{high:g} (they run from {table.density.min():.3g} to {table.density.max():.3g}): widen low and high')
+    there = f'{table.density.min():.3g}..{table.density.max():.3g}'
+    if fine.empty: raise ValueError(f'no live feature has a density in {low:g}..{high:g} (all are in {there}): widen low and high')
     ranked = fine.sort_values(['share', 'density'], ascending=False)
     turn = ranked.groupby('favourite').cumcount()
     return ranked.index[turn.argsort(kind='stable')][:n].tolist()
