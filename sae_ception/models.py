@@ -167,8 +167,12 @@ class Stack(nn.Module):
         self._prefix = 'model.' if wrap else ''
 
     def __len__(self): return len(self.weights[0])
-    def forward(self, x):
-        return vmap(lambda weights, x: functional_call(self._call[0], weights, (x,)))({self._prefix + n: w for n,w in zip(self.names, self.weights)}, x)
+    def forward(self,
+                x, # Inputs [M, B, ...]; or [B, ...] that all members `share`
+                share=False
+               ):
+        weights = {self._prefix + n: w for n,w in zip(self.names, self.weights)}
+        return vmap(lambda w, x: functional_call(self._call[0], w, (x,)), in_dims=(0, None if share else 0))(weights, x)
 
 # %% ../nbs/foundations/02_models.ipynb #a045ead1
 @patch

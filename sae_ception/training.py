@@ -15,7 +15,7 @@ from fastcore.all import patch
 from torch import nn
 
 from .core import (Checkpoint,SCHEDULES,check,interruptible,lr_factor,optimizer_tensors,pick_device,progress,restore_optimizer)
-from .data import order
+from .data import Batch,order
 from .models import Stack,stackable
 from .sharpening import OnlineTargets,Targets
 from .sites import Reader,find_site
@@ -121,7 +121,7 @@ class TrainConfig:
 class _Solo(nn.Module):
     "One model, seen as a stack of one"
     def __init__(self, model, site): super().__init__(); self.reader = Reader(model, site)
-    def forward(self, x): return [o[None] for o in self.reader(x[0])]
+    def forward(self, x, share=False): return [o[None] for o in self.reader(x if share else x[0])]
     def named_weights(self): return [(n.removeprefix('reader.model.'), p[None], p) for n,p in self.named_parameters()]
 
 class _Many(Stack):
@@ -216,9 +216,10 @@ def _first_look(net, task, aux, weight):
 @torch.no_grad()
 def _validate(s, x, y, config):
     s.net.eval()
-    logits = torch.cat([s.net(o)[0].float() for o in x.split(2048, 1)], 1)
+    logits = torch.cat([s.net(o, share=True)[0].float() for o in x.split(1024)], 1)
     s.net.train()
-    loss,accuracy = F.cross_entropy(logits.transpose(1, 2), y, reduction='none').mean(1),(logits.argmax(-1) == y).float().mean(1)
+    loss = F.cross_entropy(logits.transpose(1, 2), y.expand(len(logits), -1), reduction='none').mean(1)
+    accuracy = (logits.argmax(-1) == y).float().mean(1)
     better = (accuracy > s.score[0]) | ((accuracy == s.score[0]) & (-loss > s.score[1])) | (config.select == 'last')
     s.score = torch.where(better, torch.stack([accuracy, -loss]), s.score)
     for n,view,p in s.net.named_weights():
@@ -277,7 +278,8 @@ def _fit(net, models, task, config, aux, site, seeds, checkpoint):
 # %% ../nbs/sharpening/01_training.ipynb #cc9c6b09
 def _loop(s, task, config, losses, seeds, accelerator, checkpoint):
     device,N,B = s.score.device,len(task.splits['train']),min(config.batch_size, len(task.splits['train']))
-    val = task.batch(task.splits['validation'].expand(len(seeds), -1), device)
+    val = task.batch(task.splits['validation'], device)
+    orders,whose = torch.tensor(seeds).unique(return_inverse=True)
     per_epoch = -(-N//B)
     total,epoch,rows = per_epoch*config.epochs,-1,None
     if saved := checkpoint.load(): s.load(*saved)
@@ -285,12 +287,17 @@ def _loop(s, task, config, losses, seeds, accelerator, checkpoint):
         for step in progress(range(s.step, total), f'fine-tuning {len(seeds)} model{"s"*(len(seeds) > 1)}', total - s.step):
             if epoch != step//per_epoch:
                 epoch = step//per_epoch
-                rows = torch.stack([order(task, 'train', o, epoch) for o in seeds])
+                rows = torch.stack([order(task, 'train', o, epoch) for o in orders.tolist()])
             i = step % per_epoch
             for g in s.opt.param_groups: g['lr'] = config.lr*lr_factor(step, total, config.warmup, config.decay, config.schedule)
-            _step(s, [task.batch(o, device) for o in rows[:, i*B:(i+1)*B].chunk(config.accumulation, 1)], losses, accelerator, config)
+            _step(s, [_give(task.batch(o, device), whose) for o in rows[:, i*B:(i+1)*B].chunk(config.accumulation, 1)], losses, accelerator, config)
             if i == per_epoch - 1: _validate(s, val.x, val.y, config)
             checkpoint(s.save, stop, last=step == total-1)
+
+# %% ../nbs/sharpening/01_training.ipynb #442bf50e
+def _give(batch, whose):
+    if torch.equal(whose, torch.arange(len(batch.y))): return batch
+    return Batch(*(o[whose.to(o.device)] for o in batch))
 
 # %% ../nbs/sharpening/01_training.ipynb #1ad673b8
 @torch.no_grad()

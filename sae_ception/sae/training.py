@@ -31,15 +31,15 @@ class SAETrainConfig:
     l1: float = .01 # L1 coefficient λ₁, for relu
     l0: float = 0. # For relu: steer λ₁ until so many features are on (0: leave λ₁ alone)
     auxk: float = 1/32 # Weight of AuxK, for topk
-    auxk_k: int = 32 # Dead features that AuxK may use a row
+    auxk_k: int = 0 # Dead features that AuxK may use a row (0: half the width of the activation)
     dead_after: int = 10_000 # Rows without firing after which a feature counts as dead
     resample_every: int = 0 # Steps between two resamplings of dead features (0: never)
     init: str = 'data' # `data`, or `plain` like `nn.Linear`
 
     def __post_init__(self):
-        for o in ('epochs', 'batch_size', 'auxk_k', 'dead_after'): check(getattr(self, o) >= 1, self, o, 'must be at least 1')
+        for o in ('epochs', 'batch_size', 'dead_after'): check(getattr(self, o) >= 1, self, o, 'must be at least 1')
         check(self.lr > 0, self, 'lr', 'must be positive')
-        for o in ('l1', 'l0', 'auxk', 'resample_every'): check(getattr(self, o) >= 0, self, o, 'must not be negative')
+        for o in ('l1', 'l0', 'auxk', 'auxk_k', 'resample_every'): check(getattr(self, o) >= 0, self, o, 'must not be negative')
         for o in ('warmup', 'decay'): check(0 <= getattr(self, o) <= 1, self, o, 'is a share of the steps, between 0 and 1')
         check(self.schedule in SCHEDULES, self, 'schedule', f'choose from {", ".join(SCHEDULES)}')
         check(self.loss in ('fvu', 'mnist', 'cifar'), self, 'loss', 'choose fvu, mnist or cifar')
@@ -121,7 +121,7 @@ class _State:
         self.opt = torch.optim.Adam(sae.parameters(), lr=config.lr, fused=True)
         dev = sae.b_enc.device
         self.silent,self.l1 = torch.zeros(M, F_, device=dev),torch.full((M,), l1, device=dev)
-        self.sums = torch.zeros(3, M, device=dev) # of loss, l0, steps over the epoch
+        self.sums = torch.zeros(3, M, device=dev) # of FVU, L0, steps over the epoch
         self.best = {n: p.detach().clone() for n,p in sae.named_parameters()}
         self.best_score = torch.full((M,), torch.inf, device=dev)
         self.history,self.step = [],0
@@ -147,10 +147,9 @@ def _train_step(s, x, variance, rate, rows):
     pre = sae.pre_acts(x)
     z = sae.activate(pre)
     x_hat = sae.decode(z)
-    fit = reconstruction_loss(x, x_hat, c.loss, variance)
-    loss,on = fit,(z > 0)
+    loss,on = reconstruction_loss(x, x_hat, c.loss, variance),(z > 0)
     if sae.config.activation == 'relu': loss = loss + s.l1*sparsity_loss(z, c.loss, sae.d_in)
-    elif c.auxk and (dead := s.silent > c.dead_after).any(): loss = loss + c.auxk*auxk_loss(sae, pre, x - x_hat, dead, c.auxk_k)
+    elif c.auxk and (dead := s.silent > c.dead_after).any(): loss = loss + c.auxk*auxk_loss(sae, pre, x - x_hat, dead, c.auxk_k or max(1, sae.d_in//2))
     for g in s.opt.param_groups: g['lr'] = c.lr*rate
     s.opt.zero_grad()
     loss.sum().backward()
@@ -158,10 +157,10 @@ def _train_step(s, x, variance, rate, rows):
     s.opt.step()
     if sae.config.unit_norm: normalise_decoder(sae)
     s.silent.add_(x.shape[-2]).masked_fill_(on.any(-2), 0)
-    l0 = on.sum(-1).float().mean(-1)
+    l0 = on.float().mean((-2, -1))*on.shape[-1]
     if c.l0: s.l1.mul_(torch.exp(.05*(l0/c.l0 - 1).clamp(-1, 1)))
     s.step += 1
-    s.sums += torch.stack([fit.detach(), l0, torch.ones_like(l0)])
+    s.sums += torch.stack([reconstruction_loss(x, x_hat.detach(), 'fvu', variance), l0, torch.ones_like(l0)])
     if c.resample_every and s.step % c.resample_every == 0: resample(sae, rows, s.silent > c.dead_after, s.opt, s.seeds, s.step)
 
 # %% ../../nbs/sae/02_training.ipynb #649078b0
@@ -169,15 +168,15 @@ def _train_step(s, x, variance, rate, rows):
 def _validate(s, val, variance):
     sae,c = s.sae,s.config
     z = sae.encode(val)
-    fit,l0 = reconstruction_loss(val, sae.decode(z), c.loss, variance),(z > 0).sum(-1).float().mean(-1)
-    loss,train_l0,steps = s.sums
-    score = fit
-    if c.l0: score = fit + 1e3*((train_l0/steps/c.l0 - 1).abs() - .05).clamp_min(0)
-    elif sae.config.activation == 'relu': score = fit + s.l1*sparsity_loss(z, c.loss, sae.d_in)
+    x_hat,l0 = sae.decode(z),(z > 0).float().mean((-2, -1))*z.shape[-1]
+    fvu,train_l0,steps = s.sums
+    score = reconstruction_loss(val, x_hat, c.loss, variance)
+    if c.l0: score = score + 1e3*((train_l0/steps/c.l0 - 1).abs() - .05).clamp_min(0)
+    elif sae.config.activation == 'relu': score = score + s.l1*sparsity_loss(z, c.loss, sae.d_in)
     better = score < s.best_score
     s.best_score = torch.where(better, score, s.best_score)
     for n,p in sae.named_parameters(): s.best[n][better] = p[better].detach()
-    rows = dict(train_loss=loss/steps, train_l0=train_l0/steps, val_loss=fit, l0=l0, dead_share=(s.silent > c.dead_after).float().mean(-1), l1=s.l1)
+    rows = dict(train_fvu=fvu/steps, train_l0=train_l0/steps, val_fvu=reconstruction_loss(val, x_hat, 'fvu', variance), l0=l0, dead_share=(s.silent > c.dead_after).float().mean(-1), l1=s.l1)
     s.history.append({k: v.tolist() for k,v in rows.items()})
     s.sums.zero_()
 
