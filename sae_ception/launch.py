@@ -45,7 +45,7 @@ def find_notebook(name:str # The name of an experiment, or the path of a noteboo
     "The notebook that `name` means"
     known = experiments()
     if name in known: return known[name]
-    if not name.endswith('.ipynb'): raise Refused(f'there is no experiment {name!r}: {nearest(name, known)}; a notebook of your own is given by its path')
+    if not name.endswith('.ipynb'): raise Refused(f'there is no experiment {name!r}: {nearest(name, known)} (a notebook of your own is given by its path)')
     if not Path(name).is_file(): raise Refused(f'there is no file {name}')
     return Path(name)
 
@@ -552,9 +552,9 @@ def _check_options(o):
 def _command(argv):
     "What `main` does, refusals aside"
     o = _parser('').parse_intermixed_args(argv)
-    if not o.words: print(_parser(_overview()).format_help()); return 0
+    if not o.words: print(_parser(_overview()).format_help(), end=''); return 0
     notebook,words = find_notebook(o.words[0]),o.words[1:]
-    if o.help: print(_parser(_about(notebook)).format_help()); return 0
+    if o.help: print(_parser(_about(notebook)).format_help(), end=''); return 0
     _check_options(o)
     params = parameters(notebook)
     parts = grid(params, (read_preset(o.preset, notebook) if o.preset else {}) | read_assignments(words, params), o.sweep)
