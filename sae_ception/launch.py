@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Refused', 'nearest', 'experiments', 'find_notebook', 'read_cells', 'summary', 'Parameter', 'parameters',
            'parse_value', 'grid', 'read_preset', 'read_assignments', 'changed', 'run_name', 'past_values', 'finished',
-           'claimed', 'place', 'text_table', 'read_results', 'show_results', 'Lines', 'Stopped', 'on_signals', 'Relay',
-           'own_kernel', 'execute', 'run_notebook', 'sweep', 'main']
+           'place', 'claimed', 'text_table', 'read_results', 'show_results', 'Lines', 'own_kernel', 'on_signals',
+           'Stopped', 'Relay', 'execute', 'run_notebook', 'sweep', 'main']
 
 # %% ../nbs/cycle/02_launch.ipynb #d480f07f
 import argparse,ast,difflib,fcntl,hashlib,io,itertools,json,os,re,signal,subprocess,sys,tempfile,threading,time,tokenize
@@ -16,11 +16,13 @@ from importlib.resources import files
 from pathlib import Path
 
 import yaml
+from fastcore.basics import patch
 
-# %% ../nbs/cycle/02_launch.ipynb #28f24544
+# %% ../nbs/cycle/02_launch.ipynb #8c1394e8
 class Refused(ValueError):
     "What stands in the way of a run, found before anything was started"
 
+# %% ../nbs/cycle/02_launch.ipynb #efbba2d7
 def nearest(word:str, # What somebody wrote
             known # What there is
            )->str: # Such as `did you mean seed, or seeds?`
@@ -28,7 +30,7 @@ def nearest(word:str, # What somebody wrote
     close = difflib.get_close_matches(word, list(known), n=3, cutoff=.5)
     return f"did you mean {', or '.join(close)}?" if close else f"there is {', '.join(sorted(known)) or 'none'}"
 
-# %% ../nbs/cycle/02_launch.ipynb #564436d3
+# %% ../nbs/cycle/02_launch.ipynb #28f24544
 def experiments(folder=None # Where to look; where the package keeps them when absent
                )->dict: # Names and paths
     "The experiment notebooks that there are"
@@ -37,12 +39,13 @@ def experiments(folder=None # Where to look; where the package keeps them when a
     folder = next((Path(o) for o in folders if Path(o).is_dir()), None)
     return {o.stem: o for o in sorted(folder.glob('[!._]*.ipynb'))} if folder else {}
 
+# %% ../nbs/cycle/02_launch.ipynb #564436d3
 def find_notebook(name:str # The name of an experiment, or the path of a notebook
                  )->Path:
     "The notebook that `name` means"
     known = experiments()
     if name in known: return known[name]
-    if not name.endswith('.ipynb'): raise Refused(f'there is no experiment {name!r}: {nearest(name, known)}; a notebook of your own is given by its path')
+    if not name.endswith('.ipynb'): raise Refused(f'there is no experiment {name!r}: {nearest(name, known)} (a notebook of your own is given by its path)')
     if not Path(name).is_file(): raise Refused(f'there is no file {name}')
     return Path(name)
 
@@ -54,6 +57,7 @@ def read_cells(notebook # Path of a notebook
     except (ValueError, KeyError, TypeError): raise Refused(f'{notebook} is not a notebook') from None
     return [(o['cell_type'], ''.join(o['source']), o['metadata'].get('tags', [])) for o in cells]
 
+# %% ../nbs/cycle/02_launch.ipynb #f125bbed
 def summary(notebook # Path of a notebook
            )->str: # One line
     "What the notebook says it is about"
@@ -97,6 +101,7 @@ def _parameter(node, source, comments):
     except (ValueError, TypeError): default,shown = ...,ast.get_source_segment(source, node.value)
     return Parameter(name, *_typed(annotation, default), shown, comments.get(node.end_lineno, ''))
 
+# %% ../nbs/cycle/02_launch.ipynb #a1d0b1ec
 def parameters(notebook # Path of a notebook
               )->dict: # Names and `Parameter`s, in the order of the cell
     "What can be turned in a notebook"
@@ -107,20 +112,21 @@ def parameters(notebook # Path of a notebook
     tokens = tokenize.generate_tokens(io.StringIO(cells[0]).readline)
     comments = {o.start[0]: o.string.lstrip('# ') for o in tokens if o.type == tokenize.COMMENT}
     target = lambda o: o.target if isinstance(o, ast.AnnAssign) else o.targets[0]
-    found = [_parameter(o, cells[0], comments) for o in body if isinstance(o, (ast.Assign, ast.AnnAssign)) and isinstance(target(o), ast.Name)]
-    return {o.name: o for o in found}
+    found = [o for o in body if isinstance(o, (ast.Assign, ast.AnnAssign)) and isinstance(target(o), ast.Name)]
+    return {o.name: o for o in (_parameter(node, cells[0], comments) for node in found)}
 
-# %% ../nbs/cycle/02_launch.ipynb #1af6c459
+# %% ../nbs/cycle/02_launch.ipynb #2092a417
 _scalars = dict(int=int, float=float, str=str, bool=dict(true=True, yes=True, false=False, no=False, **{'1': True, '0': False}).__getitem__)
 
 def _scalar(p, value):
     "One value of the parameter's kind"
     try:
         if not isinstance(value, (str, int, float)) or isinstance(value, bool) and p.kind != 'bool': raise ValueError
-        text = str(value).strip() if p.kind != 'str' else str(value)
+        text = str(value) if p.kind == 'str' else str(value).strip()
         return _scalars[p.kind](text.lower() if p.kind == 'bool' else text)
     except (ValueError, KeyError): raise Refused(f'{p.name}={value}: must be {p.type}' + (', true or false' if p.kind == 'bool' else '')) from None
 
+# %% ../nbs/cycle/02_launch.ipynb #1af6c459
 def parse_value(p:Parameter, # Which parameter
                 value # Text, or what a preset file holds
                ): # A number, text, bool, None, or a list of them
@@ -135,14 +141,15 @@ def parse_value(p:Parameter, # Which parameter
 def _alternatives(p, value, sweep):
     "The values of one parameter that a run, or a sweep, goes through"
     if p.many or not isinstance(value, (list, tuple)): return [parse_value(p, value)]
+    text = f"{p.name}={','.join(map(str, value))}"
     if not sweep:
-        text = ','.join(map(str, value))
         hint = '; a text with a comma in it goes into a --preset file' if p.kind == 'str' else ''
-        raise Refused(f'{p.name}={text} are several values, and {p.name} is one {p.type}: add --sweep to run each of them{hint}')
+        raise Refused(f'{text} are several values, and {p.name} is one {p.type}: add --sweep to run each of them{hint}')
     values = [parse_value(p, o) for o in value]
-    if len(set(values)) < len(values) or not values: raise Refused(f"{p.name}={','.join(map(str, value))}: name each value once")
+    if len(set(values)) < len(values) or not values: raise Refused(f'{text}: name each value once')
     return values
 
+# %% ../nbs/cycle/02_launch.ipynb #17e65ae2
 def grid(params:dict, # From `parameters`
          given:dict, # Names and values: text, or what a preset file holds; a list for a parameter of one value is an axis
          sweep:bool=False # May there be axes?
@@ -159,26 +166,29 @@ def read_preset(name:str, # A path, or a name in `presets/` beside the notebook
                 notebook # Path of the notebook
                )->dict: # Names and values
     "The values of a preset file"
-    places = [Path(name), *(Path(notebook).parent/'presets'/o for o in (name, f'{name}.yaml'))]
-    file = next((o for o in places if o.is_file()), None)
-    if not file: raise Refused(f"there is no preset {name}: {nearest(Path(name).stem, [o.stem for o in (Path(notebook).parent/'presets').glob('*.yaml')])}")
+    folder = Path(notebook).parent/'presets'
+    file = next((o for o in (Path(name), folder/name, folder/f'{name}.yaml') if o.is_file()), None)
+    if not file: raise Refused(f"there is no preset {name}: {nearest(Path(name).stem, [o.stem for o in folder.glob('*.yaml')])}")
     try: values = yaml.safe_load(file.read_text(encoding='utf-8'))
     except yaml.YAMLError as e: raise Refused(f"{file} is not YAML: {' '.join(str(e).split())}") from None
     if not isinstance(values, dict): raise Refused(f'{file} must be a mapping, with lines such as `seed: 1`')
     return values
 
+# %% ../nbs/cycle/02_launch.ipynb #706e12c4
 def read_assignments(words, # Such as `lr=1e-3`
                      params:dict # From `parameters`
-                    )->dict: # Names and text; a list where a single value was given several times
+                    )->dict: # Names and text; a list where several were given for a single value
     "What the words of the command line assign"
     pairs = [o.partition('=') for o in words]
-    for (name,equals,_),word in zip(pairs, words):
-        if not equals: raise Refused(f'{word!r} is not of the form parameter=value')
-        if sum(o[0] == name for o in pairs) > 1: raise Refused(f'{name} is set twice')
+    names = [o[0] for o in pairs]
+    for o in words:
+        if '=' not in o: raise Refused(f'{o!r} is not of the form parameter=value')
+    for o in names:
+        if names.count(o) > 1: raise Refused(f'{o} is set twice')
     single = lambda name: name in params and not params[name].many
     return {k: v.split(',') if ',' in v and single(k) else v for k,_,v in pairs}
 
-# %% ../nbs/cycle/02_launch.ipynb #e10b9839
+# %% ../nbs/cycle/02_launch.ipynb #78b811d4
 def _same(a, b):
     "Are two parameter values the same, a tuple being as good as a list?"
     return (list(a) if isinstance(a, tuple) else a) == (list(b) if isinstance(b, tuple) else b)
@@ -188,12 +198,14 @@ def _word(value):
     if isinstance(value, (list, tuple)): return ','.join(map(_word, value))
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
+# %% ../nbs/cycle/02_launch.ipynb #4684cce4
 def changed(params:dict, # From `parameters`
             values:dict # Names and values
            )->dict: # The ones that are not the defaults, in the order of the cell
     "What differs from the defaults"
     return {k: values[k] for k,p in params.items() if k in values and not _same(values[k], p.default)}
 
+# %% ../nbs/cycle/02_launch.ipynb #e10b9839
 def run_name(params:dict, # From `parameters`
              values:dict # Names and values
             )->str: # A folder name
@@ -202,7 +214,7 @@ def run_name(params:dict, # From `parameters`
     safe = re.sub(r'[^\w.,=+-]', '_', text, flags=re.ASCII)
     return text if text == safe and len(text) <= 100 else f'{safe[:80]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}'
 
-# %% ../nbs/cycle/02_launch.ipynb #26f3d3e3
+# %% ../nbs/cycle/02_launch.ipynb #0befeb30
 def _metadata(path):
     "The metadata of a notebook; None if there is no readable notebook"
     try: return json.loads(Path(path).read_text(encoding='utf-8'))['metadata']
@@ -214,6 +226,7 @@ def past_values(executed # Path of an executed notebook
     metadata = _metadata(executed)
     return None if metadata is None else {k: p.default for k,p in parameters(executed).items()} | metadata.get('papermill', {}).get('parameters', {})
 
+# %% ../nbs/cycle/02_launch.ipynb #26f3d3e3
 def finished(executed, # Path of an executed notebook
              notebook # Path of the notebook it came from
             )->bool:
@@ -222,17 +235,24 @@ def finished(executed, # Path of an executed notebook
     return (_metadata(executed) or {}).get('sae_ception', {}).get('finished', False) and ours(executed) == ours(notebook)
 
 # %% ../nbs/cycle/02_launch.ipynb #d6ccc55e
+def place(path)->str: # Relative to the current directory if it is below
+    "A path as seen from here"
+    path,here = Path(path),Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+# %% ../nbs/cycle/02_launch.ipynb #e5e00468
 def _vacant(file, values):
     "Refuse a directory that holds another run, or something else"
     old,out = past_values(file),file.parent
     if old is not None:
-        diff = [f"{k}: {_word(old.get(k, 'absent'))} → {_word(values.get(k, 'absent'))}" for k in {**old, **values}
-                if k != 'out' and not _same(old.get(k, 'absent'), values.get(k, 'absent'))]
+        word = lambda o, k: _word(o[k]) if k in o else 'absent'
+        diff = [f'{k}: {word(old, k)} → {word(values, k)}' for k in {**old, **values} if k != 'out' and not _same(old.get(k, ...), values.get(k, ...))]
         if diff: raise Refused(f"{place(out)} holds another run ({'; '.join(diff)}): choose another --out, or remove this one")
     elif out.exists() and not (out/'config.json').exists():
         if not out.is_dir() or any(o.suffix not in ('.ipynb', '.log', '.tmp') for o in out.iterdir()):
             raise Refused(f'{place(out)} is not empty and not a run: choose a new directory')
 
+# %% ../nbs/cycle/02_launch.ipynb #7b8b76fa
 @contextmanager
 def claimed(file:Path, # The executed notebook, there or to be
             values:dict # All parameters
@@ -249,23 +269,18 @@ def claimed(file:Path, # The executed notebook, there or to be
         except OSError: pass # a file system without locks
         yield
 
-def place(path)->str: # Relative where that is shorter
-    "A path as seen from here"
-    path,here = Path(path),Path.cwd()
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
-
 # %% ../nbs/cycle/02_launch.ipynb #3e290b7e
 def _text(value):
-    "A table cell: numbers short, and nothing for what is missing"
+    "A table cell: numbers short, and a dash for what is missing"
     return '–' if value is None else f'{value:.4g}' if isinstance(value, float) else _word(value)
 
 def text_table(rows:list # Dicts; a key that is missing leaves a gap
               )->str:
-    "An aligned plain-text table"
+    "An aligned plain-text table, numbers to the right"
     names = list(dict.fromkeys(k for o in rows for k in o))
     columns = [[k, *(_text(o.get(k)) for o in rows)] for k in names]
-    numeric = [all(isinstance(o.get(k), (int, float, type(None))) for o in rows) for k in names]
-    padded = [[f'{c:>{max(map(len, column))}}' if right else f'{c:{max(map(len, column))}}' for c in column] for column,right in zip(columns, numeric)]
+    sides = ['>' if all(isinstance(o.get(k), (int, float, type(None))) for o in rows) else '<' for k in names]
+    padded = [[f'{o:{side}{max(map(len, column))}}' for o in column] for column,side in zip(columns, sides)]
     return '\n'.join('  '.join(o).rstrip() for o in zip(*padded))
 
 # %% ../nbs/cycle/02_launch.ipynb #53545444
@@ -275,14 +290,15 @@ def read_results(out # A run directory
     file = Path(out)/'results.json'
     return json.loads(file.read_text(encoding='utf-8')) if file.exists() else {}
 
+# %% ../nbs/cycle/02_launch.ipynb #210e1aee
 def show_results(file:Path # The executed notebook
                 ):
     "Print the result of a run, and where its parts are"
     out,results = file.parent,read_results(file.parent)
-    table = text_table(results.get('table', []))
     notes = '\n'.join(f'- {o}' for o in results.get('notes', []))
     places = [file, *(o for o in (out/'results.json', out/'figures') if o.exists())]
-    print('\n'.join(o + '\n' for o in (results.get('title'), table, notes) if o) + '\n'.join(map(place, places)))
+    for o in (results.get('title'), text_table(results.get('table', [])), notes): print(o + '\n' if o else '', end='\n' if o else '')
+    print(*map(place, places), sep='\n')
 
 # %% ../nbs/cycle/02_launch.ipynb #db943333
 class Lines:
@@ -291,66 +307,22 @@ class Lines:
                 ):
         self.file,self.rest = file,''
 
-    def write(self, text):
-        *lines,self.rest = (self.rest + text).split('\n')
-        for o in lines: self._line(o)
-
     def flush(self): self.file.flush()
 
-    def close(self):
-        "Pass on what has no line end yet"
-        if self.rest: self._line(self.rest)
-        self.rest = ''
+# %% ../nbs/cycle/02_launch.ipynb #1d8629a8
+@patch
+def write(self:Lines, text):
+    "Pass on what is complete, and keep the rest"
+    from tqdm import tqdm # only a run needs it, not the help
+    *lines,self.rest = (self.rest + text).split('\n')
+    for o in lines: tqdm.write(o.rstrip('\r').rpartition('\r')[2], file=self.file)
 
-    def _line(self, line):
-        from tqdm import tqdm # only a run needs it, not the help
-        tqdm.write(line.rstrip('\r').rpartition('\r')[2], file=self.file)
+@patch
+def close(self:Lines):
+    "Pass on what has no line end yet"
+    if self.rest: self.write('\n')
 
 # %% ../nbs/cycle/02_launch.ipynb #a1bae873
-class Stopped(Exception):
-    "A signal came while no cell was running"
-
-@contextmanager
-def on_signals(handler # Called with the number of the signal and the frame
-              ):
-    "Have SIGINT and SIGTERM handled by `handler` inside the block"
-    main = threading.current_thread() is threading.main_thread() # no other thread may set handlers
-    old = {o: signal.signal(o, handler) for o in (signal.SIGINT, signal.SIGTERM)} if main else {}
-    try: yield handler
-    finally:
-        for o,before in old.items(): signal.signal(o, before)
-
-class Relay:
-    "A signal handler that interrupts the running cell and lets no other one begin"
-    signum = None
-    def __init__(self, manager, # The kernel's manager
-                 patience:float=120. # Seconds that the cell has to come to an end
-                ):
-        self.manager,self.timer = manager,threading.Timer(patience, self.kill)
-        self.timer.daemon = True
-
-    def __call__(self, signum, frame):
-        if self.signum is None:
-            self.signum,self.since = signum,time.monotonic()
-            os.write(2, f'\n{signal.Signals(signum).name}: the notebook may save and stop; a second signal ends it at once\n'.encode())
-            if self.manager.has_kernel: os.kill(self.manager.provisioner.pid, signal.SIGINT)
-            self.timer.start()
-        elif time.monotonic() - self.since > 2: self.kill()
-
-    def kill(self):
-        "End the kernel and what it has started"
-        if self.manager.has_kernel: os.killpg(self.manager.provisioner.pgid, signal.SIGKILL)
-
-    def before_cell(self, **kwargs):
-        "Let no cell begin after a signal"
-        if self.signum is not None: raise Stopped()
-
-# %% ../nbs/cycle/02_launch.ipynb #a6968d8b
-_setup = """import logging as _l, sys as _s, warnings as _w
-_l.getLogger('sae_ception').setLevel('INFO'); _l.getLogger('sae_ception').propagate = False
-_l.getLogger('sae_ception').addHandler(_l.StreamHandler(_s.stdout))
-_w.filterwarnings('ignore', message='IProgress not found'); del _l, _s, _w"""
-
 @contextmanager
 def own_kernel():
     "A manager for a kernel of this very Python, ended with the block"
@@ -362,10 +334,62 @@ def own_kernel():
         manager = AsyncKernelManager(kernel_name='python3', kernel_spec_manager=KernelSpecManager(kernel_dirs=[]), transport='ipc',
                                      connection_file=f'{private}/kernel.json')
         try: yield manager
-        finally:
-            if manager.has_kernel: run_sync(manager.shutdown_kernel)()
+        finally: run_sync(manager.shutdown_kernel if run_sync(manager.is_alive)() else manager.cleanup_resources)()
+
+# %% ../nbs/cycle/02_launch.ipynb #a6968d8b
+_setup = """import logging as _l, sys as _s, warnings as _w
+_l.getLogger('sae_ception').setLevel('INFO'); _l.getLogger('sae_ception').propagate = False
+_l.getLogger('sae_ception').addHandler(_l.StreamHandler(_s.stdout))
+_w.filterwarnings('ignore', message='IProgress not found'); del _l, _s, _w"""
 
 # %% ../nbs/cycle/02_launch.ipynb #32c24791
+@contextmanager
+def on_signals(handler # Called with the number of the signal and the frame
+              ):
+    "Have SIGINT and SIGTERM handled by `handler` inside the block"
+    main = threading.current_thread() is threading.main_thread() # no other thread may set handlers
+    old = {o: signal.signal(o, handler) for o in (signal.SIGINT, signal.SIGTERM)} if main else {}
+    try: yield handler
+    finally:
+        for o,before in old.items(): signal.signal(o, before)
+
+# %% ../nbs/cycle/02_launch.ipynb #bca84294
+class Stopped(Exception):
+    "A signal ended it; the exit code that tells so"
+
+class Relay:
+    "A signal handler that interrupts the running cell and lets no other one begin"
+    signum,begun = None,False
+    def __init__(self, manager, # The kernel's manager
+                 patience:float=120. # Seconds that the cell has to come to an end
+                ):
+        self.manager,self.timer = manager,threading.Timer(patience, self.kill)
+        self.timer.daemon = True
+
+# %% ../nbs/cycle/02_launch.ipynb #0da1b105
+@patch
+def __call__(self:Relay, signum, frame):
+    "Interrupt the cell, or end the kernel if it was told before"
+    if self.signum is None:
+        self.signum,self.since = signum,time.monotonic()
+        os.write(2, f'\n{signal.Signals(signum).name}: the notebook may save and stop; a second signal ends it at once\n'.encode())
+        if self.begun and self.manager.has_kernel: os.kill(self.manager.provisioner.pid, signal.SIGINT)
+        self.timer.start()
+    elif time.monotonic() - self.since > 2: self.kill()
+
+@patch
+def kill(self:Relay):
+    "End the kernel and what it has started"
+    if self.manager.has_kernel: os.killpg(self.manager.provisioner.pgid, signal.SIGKILL)
+
+# %% ../nbs/cycle/02_launch.ipynb #c2881505
+@patch
+def before_cell(self:Relay, **kwargs):
+    "Let no cell begin after a signal"
+    if self.signum is not None: raise Stopped(128 + self.signum)
+    self.begun = True
+
+# %% ../nbs/cycle/02_launch.ipynb #d729fd13
 def _complaint(e):
     "What a person wants to know first about a failing cell"
     at = re.search(r'^-+> *\d+ (.*)$', re.sub(r'\x1b\[[\d;]*m', '', '\n'.join(e.traceback)), re.M)
@@ -373,6 +397,7 @@ def _complaint(e):
     message = '\n  '.join(f'{e.ename}: {e.evalue}'.strip().splitlines()[:5])
     return f'failed in cell In [{e.exec_count}], at `{line}`\n  {message}'
 
+# %% ../nbs/cycle/02_launch.ipynb #0474b3ec
 def execute(notebook:Path, # What to execute
             file:Path, # Where the executed notebook shall be; written as it goes
             values:dict # Parameters to inject
@@ -386,16 +411,14 @@ def execute(notebook:Path, # What to execute
             path(notebook), path(file), values, kernel_name='python3', language='python', km=manager, on_cell_start=relay.before_cell,
             extra_arguments=[f'--IPKernelApp.exec_lines={_setup}'], stdout_file=out, stderr_file=err, report_mode=True, autosave_cell_every=10,
             progress_bar=dict(desc=file.stem, leave=False) if sys.stderr.isatty() else False)
-        except papermill.PapermillExecutionError as e: code,why = (130 if e.ename == 'KeyboardInterrupt' else 1), _complaint(e)
-        except Stopped: code,why = 130,'stopped'
-        except RuntimeError as e: code,why = 1,f'failed: {e} (a kernel that dies has most often used up the memory)'
+        except papermill.PapermillExecutionError as e: code,why = 130 if e.ename == 'KeyboardInterrupt' else 1,_complaint(e)
+        except (Stopped, RuntimeError) as e: code,why = 1,f'failed: {e} (a kernel that dies has most often used up the memory)'
         else:
             nb.metadata['sae_ception'] = dict(finished=True)
             nbformat.write(nb, file)
-            code,why = 0,''
+            return 0,''
         finally: out.close(); err.close()
-    if code and relay.signum is not None: return 128 + relay.signum,f'stopped by {signal.Signals(relay.signum).name}; run it again to resume'
-    return code,why
+    return (code, why) if relay.signum is None else (128 + relay.signum, f'stopped by {signal.Signals(relay.signum).name}; run it again to resume')
 
 # %% ../nbs/cycle/02_launch.ipynb #91f161dc
 def run_notebook(notebook, # Path of a notebook
@@ -417,34 +440,9 @@ def run_notebook(notebook, # Path of a notebook
     else: print(); show_results(file)
     return code
 
-# %% ../nbs/cycle/02_launch.ipynb #b74a251f
-def _start(notebook, values, out, preset, resume):
-    "Start one part in a process of its own, its words going to `launch.log`"
-    preset.write_text(json.dumps(values)) # JSON is YAML, and keeps types and commas
-    out.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, '-m', 'sae_ception', str(notebook), '--preset', str(preset), '--out', str(out), *(['--resume'] if resume else [])]
-    with open(out/'launch.log', 'w') as log: return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
-
-def _side_by_side(notebook, parts, outs, jobs, resume):
-    "Run `jobs` parts at a time; their exit codes, which end with the signal if one came"
-    running,codes,stop = {},{},[]
-    def relay(signum, frame):
-        stop.append(signum)
-        for o in running.values(): o.send_signal(signum)
-    with tempfile.TemporaryDirectory(prefix='sae_') as private, on_signals(relay):
-        waiting = list(range(len(parts)))
-        while running or waiting and not stop:
-            while waiting and len(running) < jobs and not stop:
-                i = waiting.pop(0)
-                running[i] = _start(notebook, parts[i], outs[i], Path(private)/f'{i}.yaml', resume)
-            for i in [i for i,o in running.items() if o.poll() is not None]:
-                codes[i] = running.pop(i).returncode
-                print(f"part {i} {'failed' if codes[i] else 'done'}, log in {place(outs[i]/'launch.log')}", flush=True)
-            time.sleep(.05)
-    return [codes[i] for i in sorted(codes)] + [128+o for o in stop[:1]]
-
+# %% ../nbs/cycle/02_launch.ipynb #e6ffa5c8
 def _in_turn(notebook, parts, outs, resume):
-    "Run one part after the other; their exit codes, which end with the signal if one came"
+    "Run one part after the other; their exit codes"
     codes = []
     for i,(values,out) in enumerate(zip(parts, outs)):
         print(f'\npart {i}', flush=True)
@@ -452,41 +450,71 @@ def _in_turn(notebook, parts, outs, resume):
         except Refused as e:
             print(f'sae_ception: {e}', file=sys.stderr)
             codes.append(2)
-        if codes[-1] >= 128: break
+        if codes[-1] >= 128: raise Stopped(codes[-1])
     return codes
 
-# %% ../nbs/cycle/02_launch.ipynb #096d083a
-def _numbers(out):
-    "What a part puts into the table of the sweep"
-    results = read_results(out)
-    return results.get('metrics') or (results.get('table') or [{}])[-1]
+# %% ../nbs/cycle/02_launch.ipynb #b74a251f
+def _start(notebook, values, out, preset, resume):
+    "Start one part in a process of its own"
+    preset.write_text(json.dumps(values)) # JSON is YAML, and keeps types and commas
+    out.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, '-m', 'sae_ception', str(notebook), '--preset', str(preset), '--out', str(out), *(['--resume'] if resume else [])]
+    with open(out/'launch.log', 'w') as log: return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
 
+# %% ../nbs/cycle/02_launch.ipynb #0c928351
+def _side_by_side(notebook, parts, outs, jobs, resume):
+    "Run `jobs` parts at a time; their exit codes"
+    waiting,running,codes,stop = list(range(len(parts))),{},{},[]
+    def relay(signum, frame):
+        stop.append(signum)
+        for o in running.values(): o.send_signal(signum)
+    with tempfile.TemporaryDirectory(prefix='sae_') as private, on_signals(relay):
+        while running or waiting and not stop:
+            while waiting and len(running) < jobs and not stop:
+                i = waiting.pop(0)
+                running[i] = _start(notebook, parts[i], outs[i], Path(private)/f'{i}.yaml', resume)
+            for i in [i for i,o in running.items() if o.poll() is not None]:
+                codes[i] = running.pop(i).returncode
+                print(f"part {i} {'done' if codes[i] == 0 else 'stopped' if stop else 'failed'}: {place(outs[i]/'launch.log')}", flush=True)
+            time.sleep(.05)
+    if stop: raise Stopped(128 + stop[0])
+    return [codes[i] for i in range(len(parts))]
+
+# %% ../nbs/cycle/02_launch.ipynb #096d083a
+def _row(values, out, code):
+    "What a part puts into `sweep.json`"
+    results = {} if code else read_results(out)
+    return dict(name=out.name, parameters=values, exit_code=code, results=results.get('metrics') or (results.get('table') or [{}])[-1])
+
+def _sweep_table(rows):
+    "The parts of a sweep, the parameters that differ first"
+    axes = [k for k,v in rows[0]['parameters'].items() if any(o['parameters'][k] != v for o in rows)]
+    return text_table([dict(part=i, **{k: o['parameters'][k] for k in axes}, state='failed' if o['exit_code'] else 'done',
+                            **{k: v for k,v in o['results'].items() if k not in (*axes, 'part', 'state')}) for i,o in enumerate(rows)])
+
+# %% ../nbs/cycle/02_launch.ipynb #d0c79bd0
 def sweep(notebook, # Path of a notebook
           parts:list, # From `grid`
-          out=None, # The directory that gets one directory a part; `runs/<notebook>` when absent
+          out=None, # The directory that gets one directory a part, and `sweep.json`; `runs/<notebook>` when absent
           jobs:int=1, # How many parts run at a time
           resume:bool=False # Insist that the parts were begun before?
          )->int: # Exit code: 0, 1 if a part failed, 130 or 143 for a signal
     "Run every part and show what came out"
     notebook,params = Path(notebook).resolve(),parameters(notebook)
     out = Path(out or Path('runs')/notebook.stem).resolve()
-    names = [run_name(params, o) for o in parts]
-    print(f'{notebook.stem}: {len(parts)} parts in {place(out)}', *(f'  {i}  {o}' for i,o in enumerate(names)), sep='\n', flush=True)
-    outs = [out/o for o in names]
-    codes = _side_by_side(notebook, parts, outs, jobs, resume) if jobs > 1 else _in_turn(notebook, parts, outs, resume)
-    if codes[-1] >= 128: print('stopped; run it again to resume', file=sys.stderr); return codes[-1]
-    axes = [k for k in parts[0] if any(o[k] != parts[0][k] for o in parts)]
-    found = [{} if code else _numbers(o) for code,o in zip(codes, outs)]
-    print('', text_table([dict(part=i, **{k: o[k] for k in axes}, state='failed' if c else 'done', **{k: v for k,v in f.items() if k not in axes})
-                          for i,(o,c,f) in enumerate(zip(parts, codes, found))]), '', place(out/'sweep.json'), sep='\n')
+    outs = [out/run_name(params, o) for o in parts]
+    print(f'{notebook.stem}: {len(parts)} parts in {place(out)}', *(f'  {i}  {o.name}' for i,o in enumerate(outs)), sep='\n', flush=True)
+    try: codes = _side_by_side(notebook, parts, outs, jobs, resume) if jobs > 1 else _in_turn(notebook, parts, outs, resume)
+    except Stopped as e: print('sweep stopped; run it again to resume', file=sys.stderr); return e.args[0]
+    rows = [_row(*o) for o in zip(parts, outs, codes)]
     from sae_ception.core import write_json # core loads torch, and the help does not need it
-    write_json(out/'sweep.json', dict(experiment=notebook.stem, parts=[dict(name=n, parameters=o, exit_code=c, results=f)
-                                                                      for n,o,c,f in zip(names, parts, codes, found)]))
+    write_json(out/'sweep.json', dict(experiment=notebook.stem, parts=rows))
+    print('', _sweep_table(rows), '', place(out/'sweep.json'), sep='\n')
     for o,code in zip(outs, codes):
         if code: print(f'failed with exit code {code}: {place(o/notebook.name)}', file=sys.stderr)
     return int(any(codes))
 
-# %% ../nbs/cycle/02_launch.ipynb #ca3fefd4
+# %% ../nbs/cycle/02_launch.ipynb #96266fbe
 def _parser(about):
     "The options, below what the help is about"
     p = argparse.ArgumentParser('sae_ception', usage='sae_ception EXPERIMENT [parameter=value ...] [options]', description=about,
@@ -501,6 +529,7 @@ def _parser(about):
     p.add_argument('-h', '--help', action='store_true', help='show this, or the parameters of an experiment')
     return p
 
+# %% ../nbs/cycle/02_launch.ipynb #8c1aeaba
 def _overview():
     "What there is to run"
     lines = [f'  {name:12} {summary(path)}' for name,path in experiments().items()] or ['  none here; run a notebook of your own']
@@ -509,20 +538,24 @@ def _overview():
 
 def _about(notebook):
     "What can be turned in a notebook"
-    knobs = [dict(parameter=o.name, type=o.type, default=repr(o.default) if o.kind else str(o.default), meaning=o.help)
-             for o in parameters(notebook).values() if o.name != 'out']
-    return '\n'.join([f'{notebook.stem}: {summary(notebook)}', '', text_table(knobs)])
+    rows = [dict(parameter=o.name, type=o.type, default=repr(o.default) if o.kind else str(o.default), meaning=o.help)
+            for o in parameters(notebook).values() if o.name != 'out']
+    return '\n'.join([f'{notebook.stem}: {summary(notebook)}', '', text_table(rows)])
 
-# %% ../nbs/cycle/02_launch.ipynb #60534801
-def _command(argv):
-    "What `main` does, refusals aside"
-    o = _parser('').parse_intermixed_args(argv)
-    if not o.words: print(_parser(_overview()).format_help()); return 0
-    notebook,words = find_notebook(o.words[0]),o.words[1:]
-    if o.help: print(_parser(_about(notebook)).format_help()); return 0
+# %% ../nbs/cycle/02_launch.ipynb #aaba9dcd
+def _check_options(o):
+    "Refuse options that do not go together"
     if not o.sweep and (o.part is not None or o.jobs != 1): raise Refused('--part and --jobs belong to --sweep')
     if o.part is not None and o.jobs != 1: raise Refused('--part is one run and --jobs is for many: choose one of them')
     if o.jobs < 1: raise Refused(f'--jobs {o.jobs}: must be 1 or more')
+
+def _command(argv):
+    "What `main` does, refusals aside"
+    o = _parser('').parse_intermixed_args(argv)
+    if not o.words: print(_parser(_overview()).format_help(), end=''); return 0
+    notebook,words = find_notebook(o.words[0]),o.words[1:]
+    if o.help: print(_parser(_about(notebook)).format_help(), end=''); return 0
+    _check_options(o)
     params = parameters(notebook)
     parts = grid(params, (read_preset(o.preset, notebook) if o.preset else {}) | read_assignments(words, params), o.sweep)
     if o.sweep and o.part is None: return sweep(notebook, parts, o.out, o.jobs, o.resume)
@@ -531,6 +564,7 @@ def _command(argv):
     values = parts[o.part]
     return run_notebook(notebook, values, Path(o.out or Path('runs')/notebook.stem)/run_name(params, values), o.resume)
 
+# %% ../nbs/cycle/02_launch.ipynb #ca3fefd4
 def main(argv:list=None # The words after the command's name; those of this process when absent
         )->int: # Exit code: 0, 1 a failure, 2 a refusal, 130 or 143 a signal
     "The command `sae_ception`"
