@@ -20,7 +20,7 @@ import torch
 from fastcore.all import patch,store_attr
 from safetensors import safe_open
 from safetensors.torch import save_file
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 # %% ../nbs/foundations/00_core.ipynb #0a2f3054
 @contextmanager
