@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Batch', 'hub_names', 'Task', 'split_rows', 'overlap', 'make_task', 'order', 'batches', 'load_task']
 
-# %% ../nbs/foundations/01_data.ipynb #d0e4d2d5
+# %% ../nbs/foundations/01_data.ipynb #6f4f3cb0
 import difflib,hashlib,json,re
 from collections import namedtuple
 from dataclasses import dataclass
@@ -23,11 +23,11 @@ from torch.utils.data import DataLoader
 from .core import generator,logger
 from .tables import find_inputs,find_label,formats,listed,read_files,read_hub,read_images,read_labels,read_numbers,split_names,stack_splits
 
-# %% ../nbs/foundations/01_data.ipynb #69310355
+# %% ../nbs/foundations/01_data.ipynb #d21296c0
 Batch = namedtuple('Batch', 'x y sample_id')
 Batch.__doc__ = "Inputs, labels and sample ids of some rows, in one order"
 
-# %% ../nbs/foundations/01_data.ipynb #c569b230
+# %% ../nbs/foundations/01_data.ipynb #22547b40
 @dataclass(frozen=True, eq=False, repr=False)
 class Task:
     "A labelled data set with fixed splits"
@@ -47,13 +47,13 @@ class Task:
     @property
     def shape(self): return () if self.kind == 'text' else tuple(self.x.shape[1:])
 
-# %% ../nbs/foundations/01_data.ipynb #cee05b8f
+# %% ../nbs/foundations/01_data.ipynb #1ea93edc
 @patch
 def __repr__(self:Task):
     sizes = ', '.join(f'{k} {len(v)}' for k,v in self.splits.items())
     return f"Task({self.name}: {self.kind} {'×'.join(map(str, self.shape))}".rstrip() + f', {self.n_classes} classes, {sizes})'
 
-# %% ../nbs/foundations/01_data.ipynb #f3f5bfd2
+# %% ../nbs/foundations/01_data.ipynb #97020702
 def _check_task(t):
     "Raise a `ValueError` that says what in the task does not fit"
     def want(ok, text):
@@ -71,7 +71,7 @@ def _check_task(t):
     want(np.isfinite([low, high]).all(), 'x holds NaN or infinity')
     want(t.kind != 'image' or 0 <= low <= high <= 1, f'pixels lie in {low:g}..{high:g}, they must lie in 0..1: divide by the largest that can occur')
 
-# %% ../nbs/foundations/01_data.ipynb #fc0b3c95
+# %% ../nbs/foundations/01_data.ipynb #76177708
 @patch
 def batch(self:Task,
           rows, # Row positions
@@ -82,7 +82,7 @@ def batch(self:Task,
     x = [self.x[i] for i in rows.tolist()] if self.kind == 'text' else self.x[rows].to(device)
     return Batch(x, self.y[rows].to(device), self.sample_id[rows].to(device))
 
-# %% ../nbs/foundations/01_data.ipynb #3dcf7bab
+# %% ../nbs/foundations/01_data.ipynb #b340bffd
 def _fingerprint(t):
     "16 hexadecimal digits that depend on inputs, labels, ids, splits and class names"
     digest = hashlib.sha256(json.dumps([t.kind, t.shape, t.classes, [len(t.splits[k]) for k in split_names]]).encode())
@@ -90,7 +90,7 @@ def _fingerprint(t):
     for o in (t.y, t.sample_id, *(t.splits[k] for k in split_names)): digest.update(o.contiguous().numpy())
     return digest.hexdigest()[:16]
 
-# %% ../nbs/foundations/01_data.ipynb #a940c098
+# %% ../nbs/foundations/01_data.ipynb #10649268
 def _shares(counts, n, spare):
     "How many rows of each class make `n` rows in proportion: one at least, and `spare` of them left"
     want,most = counts*(n/counts.sum()),counts - spare
@@ -101,7 +101,7 @@ def _shares(counts, n, spare):
         take[((want - take)*sign).masked_fill(~free, -torch.inf).argmax()] += sign
     return take.long()
 
-# %% ../nbs/foundations/01_data.ipynb #28dc8ed2
+# %% ../nbs/foundations/01_data.ipynb #345f5fcd
 def _draw(rows, y, n, gen, spare=1):
     "Draw `n` of `rows` by class; return these and the others, each in their old order"
     classes,at = y[rows].unique(return_inverse=True)
@@ -112,7 +112,7 @@ def _draw(rows, y, n, gen, spare=1):
     drawn = rank < _shares(counts.double(), n, spare).repeat_interleave(counts)
     return rows[shuffled[drawn].sort().values],rows[shuffled[~drawn].sort().values]
 
-# %% ../nbs/foundations/01_data.ipynb #bf2b0f5f
+# %% ../nbs/foundations/01_data.ipynb #c9736d39
 def _check_classes(splits, y, classes):
     "Raise a `ValueError` where a class cannot be learnt, and warn where one cannot be tested"
     counts = {k: y[v].bincount(minlength=len(classes)) for k,v in splits.items()}
@@ -124,7 +124,7 @@ def _check_classes(splits, y, classes):
         if split == 'train': raise ValueError(f'no training row has class {listed(absent)}: it cannot be learnt. Remove its rows, or choose other splits')
         logger.warning('no %s row has class %s: its scores will be missing there', split, listed(absent))
 
-# %% ../nbs/foundations/01_data.ipynb #cbdd3c75
+# %% ../nbs/foundations/01_data.ipynb #edd85285
 def split_rows(y, # Class numbers, int [N]
                official=None, # Splits that the source fixes, `train` among them: name -> row positions; all rows are `train` when absent
                validation=.2, # Without an official validation split: this share of the training rows, or this many
@@ -145,7 +145,7 @@ def split_rows(y, # Class numbers, int [N]
         splits['train'],_ = _draw(splits['train'], y, train_rows, generator(seed, 'split', 'train'), spare=0)
     return {k: splits[k] for k in split_names}
 
-# %% ../nbs/foundations/01_data.ipynb #6c0ec380
+# %% ../nbs/foundations/01_data.ipynb #49bd9e11
 def _sizes(splits, y, classes, wanted):
     "How many rows each missing split takes from the training rows"
     pool,counts = len(splits['train']),y[splits['train']].bincount(minlength=len(classes))
@@ -158,7 +158,7 @@ def _sizes(splits, y, classes, wanted):
     if sum(sizes.values()) > pool - len(classes): raise ValueError(f'{listed(f"{k}={n}" for k,n in sizes.items())} leave too few of {pool} rows for training')
     return sizes
 
-# %% ../nbs/foundations/01_data.ipynb #01fb928d
+# %% ../nbs/foundations/01_data.ipynb #45dccfcd
 def _assemble(name, kind, read, y, classes, official=None, **split):
     "A task whose inputs `read(rows)` fetches, for the rows that some split uses"
     y = torch.as_tensor(y)
@@ -173,7 +173,7 @@ def _assemble(name, kind, read, y, classes, official=None, **split):
         if n: logger.warning('%d of %d %s rows are exact copies of training rows: their score says little', n, len(task.splits[split]), split)
     return task
 
-# %% ../nbs/foundations/01_data.ipynb #0edb95ba
+# %% ../nbs/foundations/01_data.ipynb #064e30f7
 def overlap(task:Task
            )->dict: # Split -> number of rows
     "How many validation and test inputs also occur, exactly, among the training inputs"
@@ -182,7 +182,7 @@ def overlap(task:Task
     seen = {digest(i) for i in task.splits['train'].tolist()}
     return {k: sum(digest(i) in seen for i in task.splits[k].tolist()) for k in split_names[1:]}
 
-# %% ../nbs/foundations/01_data.ipynb #b854c84b
+# %% ../nbs/foundations/01_data.ipynb #f601cc7e
 def make_task(x, # Images: float [N, C, H, W] in 0..1; tabular: float [N, D]; texts: N strings
               y, # Class numbers, int [N]
               name='mine', # What to call it
@@ -191,7 +191,8 @@ def make_task(x, # Images: float [N, C, H, W] in 0..1; tabular: float [N, D]; te
              )->Task:
     "A task from arrays"
     y = np.asarray(y)
-    if y.shape != (len(x),) or y.dtype.kind not in 'iu' or y.min() < 0: raise ValueError(f'y must be {len(x)} whole numbers from 0; got {y.dtype} {list(y.shape)}')
+    if y.shape != (len(x),) or y.dtype.kind not in 'iu' or y.min() < 0:
+        raise ValueError(f'y must be {len(x)} whole numbers from 0; got {y.dtype} {list(y.shape)}')
     classes = tuple(str(o) for o in (range(y.max()+1) if classes is None else classes))
     if y.max() >= len(classes): raise ValueError(f'y has class number {y.max()}, but classes={listed(classes)} names only {len(classes)}')
     if isinstance(x[0], str): kind,read = 'text',lambda rows: [x[i] for i in rows.tolist()]
@@ -202,14 +203,14 @@ def make_task(x, # Images: float [N, C, H, W] in 0..1; tabular: float [N, D]; te
         kind,read = ('image' if x.ndim == 4 else 'tabular'),lambda rows: x[rows].float() if x.ndim == 4 else x[rows].double()
     return _assemble(name, kind, read, y.astype('int64'), classes, **split)
 
-# %% ../nbs/foundations/01_data.ipynb #d60ee4b5
+# %% ../nbs/foundations/01_data.ipynb #b42080b2
 @patch
 def summary(self:Task)->pd.DataFrame: # One row a class, one column a split
     "Rows by class and split"
     counts = {k: self.y[v].bincount(minlength=self.n_classes).tolist() for k,v in self.splits.items()}
     return pd.DataFrame(counts, index=pd.Index(self.classes, name='class'))
 
-# %% ../nbs/foundations/01_data.ipynb #1a76599c
+# %% ../nbs/foundations/01_data.ipynb #f5621a2e
 def order(task:Task,
           split:str, # `train`, `validation` or `test`
           seed:int=None, # Shuffles; the natural order when absent
@@ -220,7 +221,7 @@ def order(task:Task,
     rows = task.splits[split]
     return rows if seed is None else rows[torch.randperm(len(rows), generator=generator(seed, 'order', split, epoch))]
 
-# %% ../nbs/foundations/01_data.ipynb #57122711
+# %% ../nbs/foundations/01_data.ipynb #3f5fd81e
 class _Lists:
     "Batches by number, for the workers of a `DataLoader`"
     def __init__(self, task, lists): self.task,self.lists = task,lists
@@ -242,7 +243,7 @@ def batches(task:Task,
     loader = DataLoader(_Lists(task, lists), batch_size=None, num_workers=num_workers, generator=generator(seed or 0, 'workers', split, epoch))
     return (Batch(*(o if isinstance(o, list) else o.to(device) for o in b)) for b in loader)
 
-# %% ../nbs/foundations/01_data.ipynb #ce68b8c7
+# %% ../nbs/foundations/01_data.ipynb #846f20cf
 hub_names = dict(mnist='ylecun/mnist', cifar10='uoft-cs/cifar10', sst2='stanfordnlp/sst2', ag_news='fancyzhx/ag_news')
 
 def _digits():
@@ -250,7 +251,7 @@ def _digits():
     d = load_digits()
     return pa.table(dict(image=(d.images/16).tolist(), label=d.target))
 
-# %% ../nbs/foundations/01_data.ipynb #6d02e161
+# %% ../nbs/foundations/01_data.ipynb #381ef356
 def _source(name):
     "Tables by split, the folder that paths inside them start from, and a short name"
     path = Path(name).expanduser()
@@ -262,7 +263,7 @@ def _source(name):
     near = ''.join(f' Did you mean {o!r}?' for o in difflib.get_close_matches(name, ['digits', *hub_names], 1))
     raise ValueError(f'dataset {name!r} is not built in (digits, {", ".join(hub_names)}), not a file or folder here, and not a hub name (owner/name).{near}')
 
-# %% ../nbs/foundations/01_data.ipynb #f081b917
+# %% ../nbs/foundations/01_data.ipynb #4ea2467a
 def _reader(table, kind, columns, root, image_size):
     "A function that fetches the inputs of some rows, and which rows have any"
     everything = np.ones(len(table), bool)
@@ -273,7 +274,7 @@ def _reader(table, kind, columns, root, image_size):
     if not keep.all(): logger.warning('column %r has no text in %d rows: they are left out', columns[0], (~keep).sum())
     return lambda rows: [texts[i] for i in rows.tolist()],keep
 
-# %% ../nbs/foundations/01_data.ipynb #9e0e0b8f
+# %% ../nbs/foundations/01_data.ipynb #96f5e36d
 def load_task(name:str='digits', # `digits`, `mnist`, `cifar10`, `sst2`, `ag_news`; a local file or folder; or a hub name, `owner/name` or `owner/name:config`
               image_column:str=None, # Images, or paths of images; found by itself where there is one
               text_column:str=None, # Texts; found by itself where there is one

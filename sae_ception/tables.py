@@ -6,7 +6,7 @@
 __all__ = ['split_names', 'formats', 'listed', 'split_of', 'read_table', 'read_files', 'read_hub', 'column_kind', 'find_label',
            'find_inputs', 'stack_splits', 'read_labels', 'read_numbers', 'read_images']
 
-# %% ../nbs/foundations/00_tables.ipynb #6c76834c
+# %% ../nbs/foundations/00_tables.ipynb #8794259d
 import csv,difflib,io,json,os,re
 from collections import Counter
 from pathlib import Path
@@ -21,7 +21,7 @@ from PIL import Image
 
 from .core import logger,progress
 
-# %% ../nbs/foundations/00_tables.ipynb #e1cf9f4b
+# %% ../nbs/foundations/00_tables.ipynb #1f29706d
 def listed(names, # Anything that has a name
            n:int=12 # Show so many
           )->str:
@@ -29,7 +29,7 @@ def listed(names, # Anything that has a name
     names = [str(o) for o in names]
     return ', '.join(names[:n]) + (f' and {len(names)-n} more' if len(names) > n else '')
 
-# %% ../nbs/foundations/00_tables.ipynb #8425d9e9
+# %% ../nbs/foundations/00_tables.ipynb #a6d92ed6
 split_names = 'train','validation','test'
 _words = dict(train='train training trainset', validation='validation valid val valset dev devset eval', test='test testing testset')
 _words = {w: k for k,v in _words.items() for w in v.split()}
@@ -39,7 +39,7 @@ def split_of(name # Of a split, a file or a folder
     "The split that a name speaks of"
     return next((_words[w] for w in re.findall('[a-z]+', str(name).lower()) if w in _words), None)
 
-# %% ../nbs/foundations/00_tables.ipynb #1748c70d
+# %% ../nbs/foundations/00_tables.ipynb #af6d7ead
 def _by_split(names):
     "Sort names into splits; where none speaks of a split, all are for training"
     found = {k: [o for o in names if split_of(o) == k] for k in split_names}
@@ -48,7 +48,7 @@ def _by_split(names):
     if unused := [o for o in names if not split_of(o)]: logger.warning('not used, as the name tells no split: %s', listed(unused))
     return {k: v for k,v in found.items() if v}
 
-# %% ../nbs/foundations/00_tables.ipynb #97a8a9fb
+# %% ../nbs/foundations/00_tables.ipynb #f8a74530
 def _number(text):
     try: return np.isfinite(float(text))
     except ValueError: return False
@@ -58,7 +58,7 @@ def _lone_quotes(path):
     lines = [o for o in Path(path).read_text(encoding='utf-8-sig').splitlines() if o.strip()]
     return len({o.count('\t') for o in lines}) == 1 and any(o.count('"') % 2 for o in lines)
 
-# %% ../nbs/foundations/00_tables.ipynb #d1ffbeeb
+# %% ../nbs/foundations/00_tables.ipynb #43ca8174
 def _read_csv(path):
     "A CSV or TSV file as a data frame"
     with open(path, encoding='utf-8-sig') as f: first = f.readline()
@@ -71,7 +71,7 @@ def _read_csv(path):
     for o in words: df[o] = pd.read_csv(path, usecols=[o], dtype=str, keep_default_na=False, na_values=[''], **how)[o]
     return df
 
-# %% ../nbs/foundations/00_tables.ipynb #42548fd8
+# %% ../nbs/foundations/00_tables.ipynb #c3f6b883
 def _read_json(path):
     "Records or columns as a data frame"
     text = Path(path).read_text(encoding='utf-8')
@@ -84,10 +84,10 @@ def _read_arrow(path):
 def _read_parquet(path):
     with pq.ParquetFile(path) as f: return f.read()
 
-# %% ../nbs/foundations/00_tables.ipynb #092109ee
+# %% ../nbs/foundations/00_tables.ipynb #1440b805
 formats = {'.parquet': _read_parquet, '.arrow': _read_arrow, '.csv': _read_csv, '.tsv': _read_csv, '.jsonl': _read_json, '.json': _read_json}
 
-# %% ../nbs/foundations/00_tables.ipynb #d5b7b93b
+# %% ../nbs/foundations/00_tables.ipynb #611215ff
 def _unpacked(column):
     "The column with plain values"
     if isinstance(column.type, pa.BaseExtensionType): return pa.chunked_array([o.storage for o in column.chunks], column.type.storage_type)
@@ -98,7 +98,7 @@ def _simple(table):
     kept = [o for o in table.column_names if not o.startswith('__index_level_')]
     return pa.table({o: _unpacked(table[o]) for o in kept}).replace_schema_metadata(table.schema.metadata)
 
-# %% ../nbs/foundations/00_tables.ipynb #e6a15609
+# %% ../nbs/foundations/00_tables.ipynb #d9b0c51a
 def read_table(path # A file, of one of `formats`
               )->pa.Table:
     "Read one file"
@@ -114,7 +114,7 @@ def read_table(path # A file, of one of `formats`
     if not len(table): raise ValueError(f'{path.name} has no rows')
     return _simple(table)
 
-# %% ../nbs/foundations/00_tables.ipynb #ad135159
+# %% ../nbs/foundations/00_tables.ipynb #a9a66fba
 def _feature(table, column):
     "What the Hugging Face metadata says about a column"
     meta = (table.schema.metadata or {}).get(b'huggingface', b'{}')
@@ -122,14 +122,16 @@ def _feature(table, column):
     return found if isinstance(found, dict) else {}
 
 def _concat(tables):
-    "One table of several that agree in types and class names"
+    "One table of several that agree in columns, types and class names"
+    if odd := set.union(*(set(o.column_names) for o in tables)) - set.intersection(*(set(o.column_names) for o in tables)):
+        raise ValueError(f'column {listed(sorted(odd))} is in one part and not in another')
     for column in tables[0].column_names:
         names = {tuple(found) for o in tables if (found := _feature(o, column).get('names'))}
         if len(names) > 1: raise ValueError(f'column {column!r} has other class names in one part than in another: {" / ".join(map(listed, sorted(names)))}')
     try: return pa.concat_tables(tables, promote_options='permissive')
     except pa.ArrowException as e: raise ValueError(f'a column has other types in one part than in another: {e}') from None
 
-# %% ../nbs/foundations/00_tables.ipynb #71d04e7d
+# %% ../nbs/foundations/00_tables.ipynb #f4d4a8d3
 _pictures = tuple('.png .jpg .jpeg .bmp .gif .tif .tiff .webp .ppm .pgm'.split())
 _picture = pa.struct(dict(bytes=pa.binary(), path=pa.string()))
 
@@ -147,7 +149,7 @@ def _class_folders(root, files):
     table = lambda rows: pa.table(dict(image=pa.array([o for *_,o in rows], _picture), label=pa.array([o for _,o,_ in rows], pa.string())))
     return {k: table(found) for k in split_names if (found := [o for o in rows if o[0] == k])}
 
-# %% ../nbs/foundations/00_tables.ipynb #5df99939
+# %% ../nbs/foundations/00_tables.ipynb #3711a092
 def _is_text(kind): return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 def _split_column(table):
@@ -159,13 +161,14 @@ def _split_column(table):
         raise ValueError(f'column {name!r} holds {listed(table[name].unique().to_pylist())}: it must name splits, train among them')
     return {k: table.drop_columns([name]).filter(pa.array(at == k)) for k in split_names if (at == k).any()}
 
-# %% ../nbs/foundations/00_tables.ipynb #1f505db1
+# %% ../nbs/foundations/00_tables.ipynb #489380fd
 def _read_folder(root):
     "Tables by split of a folder"
     files = sorted(o for o in root.rglob('*') if o.is_file() and not any(p.startswith('.') for p in o.relative_to(root).parts))
     of = lambda *suffixes: [o for o in files if o.suffix.lower() in suffixes]
     pictures = of(*_pictures)
-    if len({o.parent for o in pictures}) > 1 and not of('.parquet'): return _class_folders(root, pictures)
+    classes = {o.parent for o in pictures}
+    if len(classes) > 1 and not all(split_of(o.name) for o in classes) and not of('.parquet'): return _class_folders(root, pictures)
     found = next((o for o in map(of, formats) if o), None)
     if not found: raise ValueError(f'folder {root.name!r} holds no {" ".join(formats)} file, and no images in one folder a class')
     groups = _by_split([o.relative_to(root).as_posix() for o in found])
@@ -178,7 +181,7 @@ def read_files(path # A file, or a folder of files, or of images in one folder a
     tables = _read_folder(path) if path.is_dir() else dict(train=read_table(path))
     return _split_column(tables['train']) if len(tables) == 1 else tables
 
-# %% ../nbs/foundations/00_tables.ipynb #73009356
+# %% ../nbs/foundations/00_tables.ipynb #0bb74bb3
 def read_hub(name:str # `owner/name` or `owner/name:config`
             )->dict: # Split -> table
     "Read a data set from the Hugging Face hub, or from its cache"
@@ -192,7 +195,7 @@ def read_hub(name:str # `owner/name` or `owner/name:config`
     plain = lambda o: _simple(found[o].data.table.replace_schema_metadata(found[o].features.arrow_schema.metadata))
     return {k: _concat([plain(o) for o in v]) for k,v in _by_split(found).items()}
 
-# %% ../nbs/foundations/00_tables.ipynb #dde72be0
+# %% ../nbs/foundations/00_tables.ipynb #2bc10bd1
 def column_kind(table:pa.Table, column:str # Its name
                )->str: # `number`, `text`, `image`, `vector` (a list of numbers), or the name of another type
     "What a column holds"
@@ -203,7 +206,7 @@ def column_kind(table:pa.Table, column:str # Its name
     if of('integer', 'floating', 'boolean', 'decimal'): return ('number', 'vector', 'image', 'image')[min(depth, 3)]
     return 'text' if not depth and _is_text(kind) else str(kind)
 
-# %% ../nbs/foundations/00_tables.ipynb #eeca62bd
+# %% ../nbs/foundations/00_tables.ipynb #89c1cc9c
 _label_names = 'label labels class target y category fine_label species sentiment'.split()
 _text_names = 'text sentence content review document tweet utterance question comment message'.split()
 _id_names = 'id','idx','index','sample_id','row_id','unnamed: 0',''
@@ -215,7 +218,7 @@ def _need(table, column, argument):
     near = ''.join(f' Did you mean {o!r}?' for o in difflib.get_close_matches(column, names, 1))
     raise ValueError(f'{argument}={column!r} is not a column.{near} The columns are: {listed(names)}')
 
-# %% ../nbs/foundations/00_tables.ipynb #970e80a5
+# %% ../nbs/foundations/00_tables.ipynb #48a21dbb
 def find_label(table:pa.Table,
                given:str=None # Its name, if the caller knows
               )->str:
@@ -228,7 +231,7 @@ def find_label(table:pa.Table,
     if len(some) == 1: return some[0]
     raise ValueError(f'{"more than one column" if some else "no column"} looks like the label: pass label_column=. The columns are: {listed(names)}')
 
-# %% ../nbs/foundations/00_tables.ipynb #3a7a58be
+# %% ../nbs/foundations/00_tables.ipynb #fbea46f6
 def _given_input(table, kind, column):
     "The kind and the column, if the column can hold that kind"
     argument,found = f'{kind}_column',column_kind(table, _need(table, column, f'{kind}_column'))
@@ -236,7 +239,7 @@ def _given_input(table, kind, column):
     kinds = listed(f'{o} ({column_kind(table, o)})' for o in table.column_names)
     raise ValueError(f'{argument}={column!r} holds {found} values. The columns are: {kinds}')
 
-# %% ../nbs/foundations/00_tables.ipynb #b06f784e
+# %% ../nbs/foundations/00_tables.ipynb #450ef51c
 def _guess_input(table, label):
     "The only kind and columns that the table leaves open"
     kinds = {o: column_kind(table, o) for o in table.column_names if o != label and o.lower() not in _id_names}
@@ -248,13 +251,15 @@ def _guess_input(table, label):
     if len(named) == 1 or len(texts) == 1 and not features: return 'text',named or texts
     if texts: raise ValueError(f'columns {listed(texts)} hold words{f", {listed(features)} hold numbers" if features else ""}: '
                                'pass text_column= to classify texts, or turn words into numbers')
-    if odd := [f'{o} ({k})' for o,k in kinds.items() if o not in features]: raise ValueError(f'remove columns {listed(odd)}: neither numbers, texts nor images')
+    odd = [f'{o} ({k})' for o,k in kinds.items() if o not in features]
+    if odd: raise ValueError(f'remove columns {listed(odd)}: neither numbers, texts nor images')
     if not features: raise ValueError(f'no column holds inputs. The columns are: {listed(table.column_names)}')
     if len(features) > 1 and 'vector' in kinds.values(): raise ValueError(f'columns {listed(features)}: a list of numbers must be the only input')
-    if left := [o for o in table.column_names if o != label and o not in kinds]: logger.warning('left out, as they only number the rows: columns %s', listed(left))
+    left = [o for o in table.column_names if o != label and o not in kinds]
+    if left: logger.warning('left out, as they only number the rows: columns %s', listed(left))
     return 'tabular',features
 
-# %% ../nbs/foundations/00_tables.ipynb #22f00971
+# %% ../nbs/foundations/00_tables.ipynb #49248a68
 def find_inputs(table:pa.Table,
                 label:str, # The label column
                 image_column:str=None, # Images or their paths, if the caller knows
@@ -268,7 +273,7 @@ def find_inputs(table:pa.Table,
     if label in columns: raise ValueError(f'column {label!r} cannot be both label and input')
     return kind,columns
 
-# %% ../nbs/foundations/00_tables.ipynb #16a228a8
+# %% ../nbs/foundations/00_tables.ipynb #3f1f9856
 def _unlabelled(table, label):
     "Has the table not one label?"
     if label not in table.column_names: return True
@@ -280,7 +285,7 @@ def stack_splits(tables:dict, # Split -> table
                 )->tuple: # A table, and split -> row positions
     "Put the labelled splits into one table, training rows first"
     hidden = [k for k,t in tables.items() if k != 'train' and _unlabelled(t, columns[-1])]
-    for k in hidden: logger.warning('the %s split has no labels (column %r): its %d rows are left out', k, columns[-1], len(tables[k]))
+    for k in hidden: logger.warning('the %s split has no labels (column %r): training rows take the place of its %d rows', k, columns[-1], len(tables[k]))
     tables = {k: t for k,t in tables.items() if k not in hidden}
     for k,t in tables.items():
         missing = [o for o in columns if o not in t.column_names]
@@ -289,7 +294,7 @@ def stack_splits(tables:dict, # Split -> table
     rows = {k: torch.arange(end - len(t), end) for (k,t),end in zip(tables.items(), ends)}
     return _concat([t.select(columns) for t in tables.values()]),rows
 
-# %% ../nbs/foundations/00_tables.ipynb #ae9fa909
+# %% ../nbs/foundations/00_tables.ipynb #87a3be58
 def _classes(values, label):
     "The distinct values of a label column in order, and the number of each row's"
     if values.dtype.kind == 'f':
@@ -301,7 +306,7 @@ def _classes(values, label):
     found = sorted(found, key=(lambda o: (int(o), str(o))) if whole else None)
     return [str(o) for o in found],values.map({o: i for i,o in enumerate(found)}).to_numpy('int64')
 
-# %% ../nbs/foundations/00_tables.ipynb #9d584556
+# %% ../nbs/foundations/00_tables.ipynb #6c4a33a9
 def read_labels(table:pa.Table,
                 label:str # The label column
                )->tuple: # int64 [N], -1 where a row has no label; and the class names
@@ -318,7 +323,7 @@ def read_labels(table:pa.Table,
     if not used.all(): logger.warning('no row has class %s: left out', listed(o for o,u in zip(names, used) if not u))
     return np.where(y < 0, -1, (used.cumsum() - 1)[y]),tuple(str(o) for o,u in zip(names, used) if u)
 
-# %% ../nbs/foundations/00_tables.ipynb #b09d176c
+# %% ../nbs/foundations/00_tables.ipynb #1f6b000a
 def _nested(table, column):
     "A column of nested lists as one array"
     values,shape = table[column].combine_chunks(),[len(table)]
@@ -329,7 +334,7 @@ def _nested(table, column):
         shape.append(lengths[0])
     return values.to_numpy(zero_copy_only=False).reshape(shape)
 
-# %% ../nbs/foundations/00_tables.ipynb #e49a5af4
+# %% ../nbs/foundations/00_tables.ipynb #20538729
 def read_numbers(table:pa.Table,
                  columns:list # Columns of numbers, or one column of lists of numbers
                 )->torch.Tensor: # float64 [N, D]
@@ -342,7 +347,7 @@ def read_numbers(table:pa.Table,
         raise ValueError(f'NaN, infinite or missing values in column {listed(where)}: fill them or remove their rows')
     return torch.from_numpy(x)
 
-# %% ../nbs/foundations/00_tables.ipynb #4f99098d
+# %% ../nbs/foundations/00_tables.ipynb #5caf924d
 def _gray(im): return im.mode in ('1', 'L', 'I') or im.mode.startswith('I;16')
 
 def _pixels(im, gray, size):
@@ -355,7 +360,7 @@ def _pixels(im, gray, size):
     if size: im = im.resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(im).reshape(im.height, im.width, -1)
 
-# %% ../nbs/foundations/00_tables.ipynb #87d71aa1
+# %% ../nbs/foundations/00_tables.ipynb #fb1fb75f
 def _open(table, column, rows, root, what):
     "Yield `what(image)` for each of the rows"
     values = table[column]
@@ -369,14 +374,14 @@ def _open(table, column, rows, root, what):
             raise ValueError(f'column {column!r}, row {i}: {value if isinstance(value, str) else "its bytes"} cannot be read as an image') from None
         yield o
 
-# %% ../nbs/foundations/00_tables.ipynb #d0efa9b7
+# %% ../nbs/foundations/00_tables.ipynb #55555e37
 def _room(shape):
     "Raise a `ValueError` where a float32 tensor of this shape does not fit into the memory of this machine"
     need,have = 4*int(np.prod(shape, dtype=float)),os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')
     if need > .8*have:
         raise ValueError(f'inputs of shape {shape} take {need/1e9:.0f} GB, this machine has {have/1e9:.0f} GB: pass a smaller image_size, or train_rows')
 
-# %% ../nbs/foundations/00_tables.ipynb #09d17336
+# %% ../nbs/foundations/00_tables.ipynb #c8456b00
 def _read_pictures(table, column, rows, root, image_size):
     "Images that are stored as files or encoded bytes, float32 [N, C, H, W]"
     sizes,grays = zip(*_open(table, column, rows, root, lambda im: (im.size, _gray(im) and 'transparency' not in im.info)))
@@ -390,7 +395,7 @@ def _read_pictures(table, column, rows, root, image_size):
     for i,pixels in enumerate(_open(table, column, rows, root, lambda im: _pixels(im, gray, image_size))): x[i] = pixels.transpose(2, 0, 1)
     return torch.from_numpy(x).div_(255)
 
-# %% ../nbs/foundations/00_tables.ipynb #46eea3d2
+# %% ../nbs/foundations/00_tables.ipynb #775b263a
 def _read_arrays(table, column, rows, image_size):
     "Images that are stored as nested lists, float32 [N, C, H, W]"
     x = _nested(table, column)
@@ -402,7 +407,7 @@ def _read_arrays(table, column, rows, image_size):
     _room((*x.shape[:2], image_size, image_size))
     return torch.nn.functional.interpolate(x, (image_size, image_size), mode='bilinear', antialias=True)
 
-# %% ../nbs/foundations/00_tables.ipynb #e35bcd36
+# %% ../nbs/foundations/00_tables.ipynb #350dd60a
 def read_images(table:pa.Table,
                 column:str, # Encoded images, paths, or nested lists
                 rows:torch.Tensor, # Which rows, int64
