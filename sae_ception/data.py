@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['Batch', 'hub_names', 'Task', 'split_rows', 'overlap', 'make_task', 'order', 'batches', 'load_task']
 
-# %% ../nbs/foundations/01_data.ipynb #28e17c56
+# %% ../nbs/foundations/01_data.ipynb #6f4f3cb0
 import difflib,hashlib,json,re
 from collections import namedtuple
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +23,11 @@ from torch.utils.data import DataLoader
 from .core import generator,logger
 from .tables import find_inputs,find_label,formats,listed,read_files,read_hub,read_images,read_labels,read_numbers,split_names,stack_splits
 
-# %% ../nbs/foundations/01_data.ipynb #e0652c5b
+# %% ../nbs/foundations/01_data.ipynb #d21296c0
 Batch = namedtuple('Batch', 'x y sample_id')
 Batch.__doc__ = "Inputs, labels and sample ids of some rows, in one order"
 
-# %% ../nbs/foundations/01_data.ipynb #6966569b
+# %% ../nbs/foundations/01_data.ipynb #22547b40
 @dataclass(frozen=True, eq=False, repr=False)
 class Task:
     "A labelled data set with fixed splits"
@@ -48,13 +47,13 @@ class Task:
     @property
     def shape(self): return () if self.kind == 'text' else tuple(self.x.shape[1:])
 
-# %% ../nbs/foundations/01_data.ipynb #7f322697
+# %% ../nbs/foundations/01_data.ipynb #1ea93edc
 @patch
 def __repr__(self:Task):
     sizes = ', '.join(f'{k} {len(v)}' for k,v in self.splits.items())
     return f"Task({self.name}: {self.kind} {'×'.join(map(str, self.shape))}".rstrip() + f', {self.n_classes} classes, {sizes})'
 
-# %% ../nbs/foundations/01_data.ipynb #ee7e4cd5
+# %% ../nbs/foundations/01_data.ipynb #97020702
 def _check_task(t):
     "Raise a `ValueError` that says what in the task does not fit"
     def want(ok, text):
@@ -65,14 +64,14 @@ def _check_task(t):
     want(set(t.splits) == set(split_names) and all(len(o) for o in t.splits.values()), f'splits must be {", ".join(split_names)}, none of them empty')
     want(rows.min() >= 0 and rows.max() < n and len(rows.unique()) == len(rows), 'splits must be disjoint positions of rows')
     want(len(t.sample_id.unique()) == n, 'sample ids must be unique')
-    want(t.y.dtype == torch.int64 and t.y.min() >= 0 and t.y.max() < len(t.classes), f'y must be int64 in 0..{len(t.classes)-1}, as there are {len(t.classes)} classes')
+    want(t.y.dtype == torch.int64 and t.y.min() >= 0 and t.y.max() < t.n_classes, f'y must be int64 in 0..{t.n_classes-1}, as there are {t.n_classes} classes')
     if t.kind == 'text': return want(all(isinstance(o, str) for o in t.x), 'a text must be a str')
     want(t.x.dtype == torch.float32 and t.x.ndim == (4 if t.kind == 'image' else 2), 'x must be float32 [N, C, H, W] for images, [N, D] for tabular data')
     low,high = (o.item() for o in t.x.aminmax())
     want(np.isfinite([low, high]).all(), 'x holds NaN or infinity')
     want(t.kind != 'image' or 0 <= low <= high <= 1, f'pixels lie in {low:g}..{high:g}, they must lie in 0..1: divide by the largest that can occur')
 
-# %% ../nbs/foundations/01_data.ipynb #f509b78a
+# %% ../nbs/foundations/01_data.ipynb #76177708
 @patch
 def batch(self:Task,
           rows, # Row positions
@@ -83,7 +82,7 @@ def batch(self:Task,
     x = [self.x[i] for i in rows.tolist()] if self.kind == 'text' else self.x[rows].to(device)
     return Batch(x, self.y[rows].to(device), self.sample_id[rows].to(device))
 
-# %% ../nbs/foundations/01_data.ipynb #cfdb9c86
+# %% ../nbs/foundations/01_data.ipynb #b340bffd
 def _fingerprint(t):
     "16 hexadecimal digits that depend on inputs, labels, ids, splits and class names"
     digest = hashlib.sha256(json.dumps([t.kind, t.shape, t.classes, [len(t.splits[k]) for k in split_names]]).encode())
@@ -91,7 +90,7 @@ def _fingerprint(t):
     for o in (t.y, t.sample_id, *(t.splits[k] for k in split_names)): digest.update(o.contiguous().numpy())
     return digest.hexdigest()[:16]
 
-# %% ../nbs/foundations/01_data.ipynb #b3a60d27
+# %% ../nbs/foundations/01_data.ipynb #10649268
 def _shares(counts, n, spare):
     "How many rows of each class make `n` rows in proportion: one at least, and `spare` of them left"
     want,most = counts*(n/counts.sum()),counts - spare
@@ -102,7 +101,7 @@ def _shares(counts, n, spare):
         take[((want - take)*sign).masked_fill(~free, -torch.inf).argmax()] += sign
     return take.long()
 
-# %% ../nbs/foundations/01_data.ipynb #243c4f0d
+# %% ../nbs/foundations/01_data.ipynb #345f5fcd
 def _draw(rows, y, n, gen, spare=1):
     "Draw `n` of `rows` by class; return these and the others, each in their old order"
     classes,at = y[rows].unique(return_inverse=True)
@@ -113,19 +112,19 @@ def _draw(rows, y, n, gen, spare=1):
     drawn = rank < _shares(counts.double(), n, spare).repeat_interleave(counts)
     return rows[shuffled[drawn].sort().values],rows[shuffled[~drawn].sort().values]
 
-# %% ../nbs/foundations/01_data.ipynb #9440a487
+# %% ../nbs/foundations/01_data.ipynb #c9736d39
 def _check_classes(splits, y, classes):
     "Raise a `ValueError` where a class cannot be learnt, and warn where one cannot be tested"
     counts = {k: y[v].bincount(minlength=len(classes)) for k,v in splits.items()}
-    present = sum(counts.values()) > 0
-    if present.sum() < 2: raise ValueError(f'all rows have one class, {listed(c for c,p in zip(classes, present) if p)!r}: at least two are needed. Is this the right label column?')
+    present = [c for c,n in zip(classes, sum(counts.values())) if n]
+    if len(present) < 2: raise ValueError(f'all rows have one class, {listed(present)!r}: at least two are needed. Is this the right label column?')
     for split,count in counts.items():
         absent = [c for c,o in zip(classes, count) if not o]
         if not absent: continue
         if split == 'train': raise ValueError(f'no training row has class {listed(absent)}: it cannot be learnt. Remove its rows, or choose other splits')
         logger.warning('no %s row has class %s: its scores will be missing there', split, listed(absent))
 
-# %% ../nbs/foundations/01_data.ipynb #7980cf58
+# %% ../nbs/foundations/01_data.ipynb #edd85285
 def split_rows(y, # Class numbers, int [N]
                official=None, # Splits that the source fixes, `train` among them: name -> row positions; all rows are `train` when absent
                validation=.2, # Without an official validation split: this share of the training rows, or this many
@@ -146,19 +145,20 @@ def split_rows(y, # Class numbers, int [N]
         splits['train'],_ = _draw(splits['train'], y, train_rows, generator(seed, 'split', 'train'), spare=0)
     return {k: splits[k] for k in split_names}
 
-# %% ../nbs/foundations/01_data.ipynb #08a1a6aa
+# %% ../nbs/foundations/01_data.ipynb #49bd9e11
 def _sizes(splits, y, classes, wanted):
     "How many rows each missing split takes from the training rows"
     pool,counts = len(splits['train']),y[splits['train']].bincount(minlength=len(classes))
     sizes = {k: round(v*pool) if 0 < v < 1 else int(v) for k,v in wanted.items() if k not in splits}
     few = [f'{c} ({n})' for c,n in zip(classes, counts.tolist()) if n <= len(sizes)]
-    if few: raise ValueError(f'too few rows of class {listed(few)}: each of the {len(classes)} classes needs {len(sizes)+1} or more, one for every split. Is this the right label column?')
+    if few: raise ValueError(f'too few rows of class {listed(few)}: each of the {len(classes)} classes needs {len(sizes)+1} or more, '
+                             'one for every split. Is this the right label column?')
     for k,n in sizes.items():
         if n < len(classes): raise ValueError(f'{k}={wanted[k]} makes {n} of {pool} rows: {len(classes)} or more are needed, one a class')
     if sum(sizes.values()) > pool - len(classes): raise ValueError(f'{listed(f"{k}={n}" for k,n in sizes.items())} leave too few of {pool} rows for training')
     return sizes
 
-# %% ../nbs/foundations/01_data.ipynb #075d189d
+# %% ../nbs/foundations/01_data.ipynb #45dccfcd
 def _assemble(name, kind, read, y, classes, official=None, **split):
     "A task whose inputs `read(rows)` fetches, for the rows that some split uses"
     y = torch.as_tensor(y)
@@ -173,7 +173,7 @@ def _assemble(name, kind, read, y, classes, official=None, **split):
         if n: logger.warning('%d of %d %s rows are exact copies of training rows: their score says little', n, len(task.splits[split]), split)
     return task
 
-# %% ../nbs/foundations/01_data.ipynb #ffe417d1
+# %% ../nbs/foundations/01_data.ipynb #064e30f7
 def overlap(task:Task
            )->dict: # Split -> number of rows
     "How many validation and test inputs also occur, exactly, among the training inputs"
@@ -182,7 +182,7 @@ def overlap(task:Task
     seen = {digest(i) for i in task.splits['train'].tolist()}
     return {k: sum(digest(i) in seen for i in task.splits[k].tolist()) for k in split_names[1:]}
 
-# %% ../nbs/foundations/01_data.ipynb #d739cdf8
+# %% ../nbs/foundations/01_data.ipynb #f601cc7e
 def make_task(x, # Images: float [N, C, H, W] in 0..1; tabular: float [N, D]; texts: N strings
               y, # Class numbers, int [N]
               name='mine', # What to call it
@@ -191,8 +191,9 @@ def make_task(x, # Images: float [N, C, H, W] in 0..1; tabular: float [N, D]; te
              )->Task:
     "A task from arrays"
     y = np.asarray(y)
-    if y.ndim != 1 or len(y) != len(x) or y.dtype.kind not in 'iu' or y.min() < 0: raise ValueError(f'y must be {len(x)} whole numbers from 0, one a row; got {y.dtype} {list(y.shape)}')
-    classes = tuple(classes or (str(o) for o in range(y.max()+1)))
+    if y.shape != (len(x),) or y.dtype.kind not in 'iu' or y.min() < 0:
+        raise ValueError(f'y must be {len(x)} whole numbers from 0; got {y.dtype} {list(y.shape)}')
+    classes = tuple(str(o) for o in (range(y.max()+1) if classes is None else classes))
     if y.max() >= len(classes): raise ValueError(f'y has class number {y.max()}, but classes={listed(classes)} names only {len(classes)}')
     if isinstance(x[0], str): kind,read = 'text',lambda rows: [x[i] for i in rows.tolist()]
     else:
@@ -202,14 +203,14 @@ def make_task(x, # Images: float [N, C, H, W] in 0..1; tabular: float [N, D]; te
         kind,read = ('image' if x.ndim == 4 else 'tabular'),lambda rows: x[rows].float() if x.ndim == 4 else x[rows].double()
     return _assemble(name, kind, read, y.astype('int64'), classes, **split)
 
-# %% ../nbs/foundations/01_data.ipynb #abc9847d
+# %% ../nbs/foundations/01_data.ipynb #b42080b2
 @patch
 def summary(self:Task)->pd.DataFrame: # One row a class, one column a split
     "Rows by class and split"
     counts = {k: self.y[v].bincount(minlength=self.n_classes).tolist() for k,v in self.splits.items()}
     return pd.DataFrame(counts, index=pd.Index(self.classes, name='class'))
 
-# %% ../nbs/foundations/01_data.ipynb #e3a2b72c
+# %% ../nbs/foundations/01_data.ipynb #f5621a2e
 def order(task:Task,
           split:str, # `train`, `validation` or `test`
           seed:int=None, # Shuffles; the natural order when absent
@@ -220,7 +221,7 @@ def order(task:Task,
     rows = task.splits[split]
     return rows if seed is None else rows[torch.randperm(len(rows), generator=generator(seed, 'order', split, epoch))]
 
-# %% ../nbs/foundations/01_data.ipynb #c19f9ca2
+# %% ../nbs/foundations/01_data.ipynb #3f5fd81e
 class _Lists:
     "Batches by number, for the workers of a `DataLoader`"
     def __init__(self, task, lists): self.task,self.lists = task,lists
@@ -242,7 +243,7 @@ def batches(task:Task,
     loader = DataLoader(_Lists(task, lists), batch_size=None, num_workers=num_workers, generator=generator(seed or 0, 'workers', split, epoch))
     return (Batch(*(o if isinstance(o, list) else o.to(device) for o in b)) for b in loader)
 
-# %% ../nbs/foundations/01_data.ipynb #b4ca6f98
+# %% ../nbs/foundations/01_data.ipynb #846f20cf
 hub_names = dict(mnist='ylecun/mnist', cifar10='uoft-cs/cifar10', sst2='stanfordnlp/sst2', ag_news='fancyzhx/ag_news')
 
 def _digits():
@@ -250,28 +251,30 @@ def _digits():
     d = load_digits()
     return pa.table(dict(image=(d.images/16).tolist(), label=d.target))
 
-# %% ../nbs/foundations/01_data.ipynb #98635d60
+# %% ../nbs/foundations/01_data.ipynb #381ef356
 def _source(name):
     "Tables by split, the folder that paths inside them start from, and a short name"
     path = Path(name).expanduser()
     if name == 'digits': return dict(train=_digits()),'',name
     if name in hub_names: return read_hub(hub_names[name]),'',name
-    if path.exists(): return read_files(path),(path if path.is_dir() else path.parent),path.resolve().stem if path.is_file() else path.resolve().name
+    if path.is_dir(): return read_files(path),path,path.resolve().name
+    if path.exists(): return read_files(path),path.parent,path.stem
     if re.fullmatch(r'\w[\w.-]*/\w[\w.-]*(:[\w.-]+)?', name) and path.suffix not in formats: return read_hub(name),'',name
     near = ''.join(f' Did you mean {o!r}?' for o in difflib.get_close_matches(name, ['digits', *hub_names], 1))
     raise ValueError(f'dataset {name!r} is not built in (digits, {", ".join(hub_names)}), not a file or folder here, and not a hub name (owner/name).{near}')
 
+# %% ../nbs/foundations/01_data.ipynb #4ea2467a
 def _reader(table, kind, columns, root, image_size):
     "A function that fetches the inputs of some rows, and which rows have any"
     everything = np.ones(len(table), bool)
     if kind == 'image': return lambda rows: read_images(table, columns[0], rows, root, image_size),everything
-    if kind == 'tabular': x = read_numbers(table, columns); return x.__getitem__,everything
+    if kind == 'tabular': return read_numbers(table, columns).__getitem__,everything
     texts = table[columns[0]].to_pylist()
     keep = np.array([bool(o and o.strip()) for o in texts])
     if not keep.all(): logger.warning('column %r has no text in %d rows: they are left out', columns[0], (~keep).sum())
     return lambda rows: [texts[i] for i in rows.tolist()],keep
 
-# %% ../nbs/foundations/01_data.ipynb #0413c9c3
+# %% ../nbs/foundations/01_data.ipynb #96f5e36d
 def load_task(name:str='digits', # `digits`, `mnist`, `cifar10`, `sst2`, `ag_news`; a local file or folder; or a hub name, `owner/name` or `owner/name:config`
               image_column:str=None, # Images, or paths of images; found by itself where there is one
               text_column:str=None, # Texts; found by itself where there is one

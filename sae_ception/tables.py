@@ -6,7 +6,7 @@
 __all__ = ['split_names', 'formats', 'listed', 'split_of', 'read_table', 'read_files', 'read_hub', 'column_kind', 'find_label',
            'find_inputs', 'stack_splits', 'read_labels', 'read_numbers', 'read_images']
 
-# %% ../nbs/foundations/00_tables.ipynb #ffc5ee2a
+# %% ../nbs/foundations/00_tables.ipynb #8794259d
 import csv,difflib,io,json,os,re
 from collections import Counter
 from pathlib import Path
@@ -21,7 +21,7 @@ from PIL import Image
 
 from .core import logger,progress
 
-# %% ../nbs/foundations/00_tables.ipynb #9f15d096
+# %% ../nbs/foundations/00_tables.ipynb #1f29706d
 def listed(names, # Anything that has a name
            n:int=12 # Show so many
           )->str:
@@ -29,17 +29,17 @@ def listed(names, # Anything that has a name
     names = [str(o) for o in names]
     return ', '.join(names[:n]) + (f' and {len(names)-n} more' if len(names) > n else '')
 
-# %% ../nbs/foundations/00_tables.ipynb #0fb6ee6a
+# %% ../nbs/foundations/00_tables.ipynb #a6d92ed6
+split_names = 'train','validation','test'
 _words = dict(train='train training trainset', validation='validation valid val valset dev devset eval', test='test testing testset')
 _words = {w: k for k,v in _words.items() for w in v.split()}
-
-split_names = 'train','validation','test'
 
 def split_of(name # Of a split, a file or a folder
             )->str: # `train`, `validation`, `test`, or None
     "The split that a name speaks of"
     return next((_words[w] for w in re.findall('[a-z]+', str(name).lower()) if w in _words), None)
 
+# %% ../nbs/foundations/00_tables.ipynb #af6d7ead
 def _by_split(names):
     "Sort names into splits; where none speaks of a split, all are for training"
     found = {k: [o for o in names if split_of(o) == k] for k in split_names}
@@ -48,7 +48,7 @@ def _by_split(names):
     if unused := [o for o in names if not split_of(o)]: logger.warning('not used, as the name tells no split: %s', listed(unused))
     return {k: v for k,v in found.items() if v}
 
-# %% ../nbs/foundations/00_tables.ipynb #ae478810
+# %% ../nbs/foundations/00_tables.ipynb #f8a74530
 def _number(text):
     try: return np.isfinite(float(text))
     except ValueError: return False
@@ -58,6 +58,7 @@ def _lone_quotes(path):
     lines = [o for o in Path(path).read_text(encoding='utf-8-sig').splitlines() if o.strip()]
     return len({o.count('\t') for o in lines}) == 1 and any(o.count('"') % 2 for o in lines)
 
+# %% ../nbs/foundations/00_tables.ipynb #43ca8174
 def _read_csv(path):
     "A CSV or TSV file as a data frame"
     with open(path, encoding='utf-8-sig') as f: first = f.readline()
@@ -65,14 +66,14 @@ def _read_csv(path):
     if how['sep'] == '\t' and _lone_quotes(path): how['quoting'] = csv.QUOTE_NONE
     df = pd.read_csv(path, **how)
     if not isinstance(df.index, pd.RangeIndex): raise ValueError('its rows have more fields than its first line')
-    if all(_number(o) for o in df.columns) and list(df.columns) != [str(i) for i in range(df.shape[1])]: df = pd.read_csv(path, header=None, **how)
-    words = [o for o in df.columns if not pd.api.types.is_numeric_dtype(df[o]) and df[o].isna().any()]
-    header = None if df.columns.dtype.kind == 'i' else 0
-    for o in words: df[o] = pd.read_csv(path, usecols=[o], header=header, dtype=str, keep_default_na=False, na_values=[''], **how)[o]
+    if all(_number(o) for o in df) and list(df) != [str(i) for i in range(df.shape[1])]: df = pd.read_csv(path, **(how := dict(how, header=None)))
+    words = [o for o in df if not pd.api.types.is_numeric_dtype(df[o]) and df[o].isna().any()]
+    for o in words: df[o] = pd.read_csv(path, usecols=[o], dtype=str, keep_default_na=False, na_values=[''], **how)[o]
     return df
 
+# %% ../nbs/foundations/00_tables.ipynb #c3f6b883
 def _read_json(path):
-    "A list of records, a dict of columns, or one record a line, as a data frame"
+    "Records or columns as a data frame"
     text = Path(path).read_text(encoding='utf-8')
     try: return pd.DataFrame(json.loads(text))
     except json.JSONDecodeError: return pd.DataFrame([json.loads(o) for o in text.splitlines() if o.strip()])
@@ -83,10 +84,22 @@ def _read_arrow(path):
 def _read_parquet(path):
     with pq.ParquetFile(path) as f: return f.read()
 
-# %% ../nbs/foundations/00_tables.ipynb #f19e4a7e
+# %% ../nbs/foundations/00_tables.ipynb #1440b805
 formats = {'.parquet': _read_parquet, '.arrow': _read_arrow, '.csv': _read_csv, '.tsv': _read_csv, '.jsonl': _read_json, '.json': _read_json}
 
-def read_table(path # A file: .parquet, .arrow (a stream, as `save_to_disk` of Hugging Face leaves it), .csv, .tsv, .jsonl or .json
+# %% ../nbs/foundations/00_tables.ipynb #611215ff
+def _unpacked(column):
+    "The column with plain values"
+    if isinstance(column.type, pa.BaseExtensionType): return pa.chunked_array([o.storage for o in column.chunks], column.type.storage_type)
+    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+
+def _simple(table):
+    "The table with plain columns, and without what pandas left"
+    kept = [o for o in table.column_names if not o.startswith('__index_level_')]
+    return pa.table({o: _unpacked(table[o]) for o in kept}).replace_schema_metadata(table.schema.metadata)
+
+# %% ../nbs/foundations/00_tables.ipynb #d9b0c51a
+def read_table(path # A file, of one of `formats`
               )->pa.Table:
     "Read one file"
     path = Path(path)
@@ -94,21 +107,14 @@ def read_table(path # A file: .parquet, .arrow (a stream, as `save_to_disk` of H
     try:
         table = formats[path.suffix.lower()](path)
         if isinstance(table, pd.DataFrame): table = pa.Table.from_pandas(table.rename(columns=str), preserve_index=False)
-    except (ValueError, TypeError, OSError, pa.ArrowException) as e: raise ValueError(f'{path.name} cannot be read: {str(e).splitlines()[0]}{". Save it as UTF-8" if isinstance(e, UnicodeDecodeError) else ""}') from None
-    if twice := [o for o,n in Counter(table.column_names).items() if n > 1]: raise ValueError(f'{path.name} has several columns of one name: {listed(twice)}')
+    except (ValueError, TypeError, OSError, pa.ArrowException) as e:
+        remedy = '. Save it as UTF-8' if isinstance(e, UnicodeDecodeError) else ''
+        raise ValueError(f'{path.name} cannot be read: {str(e).splitlines()[0]}{remedy}') from None
+    if twice := [o for o,n in Counter(table.column_names).items() if n > 1]: raise ValueError(f'{path.name} has several columns called {listed(twice)}')
     if not len(table): raise ValueError(f'{path.name} has no rows')
     return _simple(table)
 
-# %% ../nbs/foundations/00_tables.ipynb #bcd0e38d
-def _simple(table):
-    "The table without dictionary types, extension types and pandas indexes"
-    meta = table.schema.metadata
-    for i,(name,col) in enumerate(zip(table.column_names, table.columns)):
-        if isinstance(col.type, pa.BaseExtensionType): table = table.set_column(i, name, pa.chunked_array([o.storage for o in col.chunks], col.type.storage_type))
-        elif pa.types.is_dictionary(col.type): table = table.set_column(i, name, col.cast(col.type.value_type))
-    return table.drop_columns([o for o in table.column_names if o.startswith('__index_level_')]).replace_schema_metadata(meta)
-
-# %% ../nbs/foundations/00_tables.ipynb #ce018743
+# %% ../nbs/foundations/00_tables.ipynb #a9a66fba
 def _feature(table, column):
     "What the Hugging Face metadata says about a column"
     meta = (table.schema.metadata or {}).get(b'huggingface', b'{}')
@@ -116,16 +122,17 @@ def _feature(table, column):
     return found if isinstance(found, dict) else {}
 
 def _concat(tables):
-    "One table of several that agree in types and class names"
+    "One table of several that agree in columns, types and class names"
+    if odd := set.union(*(set(o.column_names) for o in tables)) - set.intersection(*(set(o.column_names) for o in tables)):
+        raise ValueError(f'column {listed(sorted(odd))} is in one part and not in another')
     for column in tables[0].column_names:
         names = {tuple(found) for o in tables if (found := _feature(o, column).get('names'))}
-        if len(names) > 1: raise ValueError(f'column {column!r} has other class names in one part than in another: {" / ".join(map(listed, names))}')
+        if len(names) > 1: raise ValueError(f'column {column!r} has other class names in one part than in another: {" / ".join(map(listed, sorted(names)))}')
     try: return pa.concat_tables(tables, promote_options='permissive')
     except pa.ArrowException as e: raise ValueError(f'a column has other types in one part than in another: {e}') from None
 
-# %% ../nbs/foundations/00_tables.ipynb #37cd4db0
+# %% ../nbs/foundations/00_tables.ipynb #f4d4a8d3
 _pictures = tuple('.png .jpg .jpeg .bmp .gif .tif .tiff .webp .ppm .pgm'.split())
-
 _picture = pa.struct(dict(bytes=pa.binary(), path=pa.string()))
 
 def _place(parts, divided):
@@ -142,19 +149,7 @@ def _class_folders(root, files):
     table = lambda rows: pa.table(dict(image=pa.array([o for *_,o in rows], _picture), label=pa.array([o for _,o,_ in rows], pa.string())))
     return {k: table(found) for k in split_names if (found := [o for o in rows if o[0] == k])}
 
-# %% ../nbs/foundations/00_tables.ipynb #491a3c33
-def _read_folder(root):
-    "Tables by split of a folder"
-    files = sorted(o for o in root.rglob('*') if o.is_file() and not any(p.startswith('.') for p in o.relative_to(root).parts))
-    of = lambda *suffixes: [o for o in files if o.suffix.lower() in suffixes]
-    pictures = of(*_pictures)
-    if len({o.parent for o in pictures}) > 1 and not of('.parquet'): return _class_folders(root, pictures)
-    found = next((o for o in map(of, formats) if o), None)
-    if not found: raise ValueError(f'folder {root.name!r} holds no {" ".join(formats)} file, and no images in one folder a class')
-    groups = _by_split([o.relative_to(root).as_posix() for o in found])
-    return {k: _concat([read_table(root/o) for o in v]) for k,v in groups.items()}
-
-# %% ../nbs/foundations/00_tables.ipynb #4b8aea3e
+# %% ../nbs/foundations/00_tables.ipynb #3711a092
 def _is_text(kind): return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 def _split_column(table):
@@ -162,8 +157,22 @@ def _split_column(table):
     name = next((o for o in table.column_names if o.lower() == 'split' and _is_text(table[o].type)), None)
     if not name: return dict(train=table)
     at = np.array([split_of(o) for o in table[name].to_pylist()])
-    if None in at or 'train' not in at: raise ValueError(f'column {name!r} holds {listed(table[name].unique().to_pylist())}: it must name splits, train among them')
+    if None in at or 'train' not in at:
+        raise ValueError(f'column {name!r} holds {listed(table[name].unique().to_pylist())}: it must name splits, train among them')
     return {k: table.drop_columns([name]).filter(pa.array(at == k)) for k in split_names if (at == k).any()}
+
+# %% ../nbs/foundations/00_tables.ipynb #489380fd
+def _read_folder(root):
+    "Tables by split of a folder"
+    files = sorted(o for o in root.rglob('*') if o.is_file() and not any(p.startswith('.') for p in o.relative_to(root).parts))
+    of = lambda *suffixes: [o for o in files if o.suffix.lower() in suffixes]
+    pictures = of(*_pictures)
+    classes = {o.parent for o in pictures}
+    if len(classes) > 1 and not all(split_of(o.name) for o in classes) and not of('.parquet'): return _class_folders(root, pictures)
+    found = next((o for o in map(of, formats) if o), None)
+    if not found: raise ValueError(f'folder {root.name!r} holds no {" ".join(formats)} file, and no images in one folder a class')
+    groups = _by_split([o.relative_to(root).as_posix() for o in found])
+    return {k: _concat([read_table(root/o) for o in v]) for k,v in groups.items()}
 
 def read_files(path # A file, or a folder of files, or of images in one folder a class
               )->dict: # Split -> table; only `train` where nothing tells the splits
@@ -172,7 +181,7 @@ def read_files(path # A file, or a folder of files, or of images in one folder a
     tables = _read_folder(path) if path.is_dir() else dict(train=read_table(path))
     return _split_column(tables['train']) if len(tables) == 1 else tables
 
-# %% ../nbs/foundations/00_tables.ipynb #80e40327
+# %% ../nbs/foundations/00_tables.ipynb #0bb74bb3
 def read_hub(name:str # `owner/name` or `owner/name:config`
             )->dict: # Split -> table
     "Read a data set from the Hugging Face hub, or from its cache"
@@ -180,22 +189,24 @@ def read_hub(name:str # `owner/name` or `owner/name:config`
     path,_,config = str(name).partition(':')
     try: found = load_dataset(path, config or None)
     except Exception as e:
-        why = ' '.join(str(e).split())[:300]
-        raise ValueError(f'dataset {name!r}: there is no such file or folder here, and the hub did not give it ({type(e).__name__}: {why}). Check the name and the connection, or pass a local path') from None
+        why = f'{type(e).__name__}: {" ".join(str(e).split())[:300]}'
+        raise ValueError(f'dataset {name!r}: there is no such file or folder here, and the hub did not give it ({why}). '
+                         'Check the name and the connection, or pass a local path') from None
     plain = lambda o: _simple(found[o].data.table.replace_schema_metadata(found[o].features.arrow_schema.metadata))
     return {k: _concat([plain(o) for o in v]) for k,v in _by_split(found).items()}
 
-# %% ../nbs/foundations/00_tables.ipynb #184c4515
+# %% ../nbs/foundations/00_tables.ipynb #2bc10bd1
 def column_kind(table:pa.Table, column:str # Its name
                )->str: # `number`, `text`, `image`, `vector` (a list of numbers), or the name of another type
     "What a column holds"
-    kind,depth,is_ = table.schema.field(column).type,0,pa.types
-    if is_.is_binary(kind) or is_.is_large_binary(kind) or is_.is_struct(kind) and kind.get_field_index('bytes') >= 0: return 'image'
-    while is_.is_list(kind) or is_.is_large_list(kind) or is_.is_fixed_size_list(kind): kind,depth = kind.value_type,depth+1
-    if is_.is_integer(kind) or is_.is_floating(kind) or is_.is_boolean(kind) or is_.is_decimal(kind): return ('number', 'vector', 'image', 'image')[min(depth, 3)]
+    kind,depth = table.schema.field(column).type,0
+    of = lambda *names: any(getattr(pa.types, f'is_{o}')(kind) for o in names)
+    if of('binary', 'large_binary') or of('struct') and kind.get_field_index('bytes') >= 0: return 'image'
+    while of('list', 'large_list', 'fixed_size_list'): kind,depth = kind.value_type,depth+1
+    if of('integer', 'floating', 'boolean', 'decimal'): return ('number', 'vector', 'image', 'image')[min(depth, 3)]
     return 'text' if not depth and _is_text(kind) else str(kind)
 
-# %% ../nbs/foundations/00_tables.ipynb #71f49895
+# %% ../nbs/foundations/00_tables.ipynb #89c1cc9c
 _label_names = 'label labels class target y category fine_label species sentiment'.split()
 _text_names = 'text sentence content review document tweet utterance question comment message'.split()
 _id_names = 'id','idx','index','sample_id','row_id','unnamed: 0',''
@@ -207,56 +218,63 @@ def _need(table, column, argument):
     near = ''.join(f' Did you mean {o!r}?' for o in difflib.get_close_matches(column, names, 1))
     raise ValueError(f'{argument}={column!r} is not a column.{near} The columns are: {listed(names)}')
 
+# %% ../nbs/foundations/00_tables.ipynb #48a21dbb
 def find_label(table:pa.Table,
-                 given:str=None # Its name, if the caller knows
-                )->str:
+               given:str=None # Its name, if the caller knows
+              )->str:
     "The column that holds the labels"
     if given not in (None, ''): return _need(table, given, 'label_column')
     names = table.column_names
-    for some in ([o for o in names if o == 'label'], [o for o in names if 'names' in _feature(table, o)], [o for o in names if o.lower() in _label_names]):
-        if len(some) == 1: return some[0]
+    for fits in lambda o: o == 'label', lambda o: 'names' in _feature(table, o), lambda o: o.lower() in _label_names:
+        some = [o for o in names if fits(o)]
         if some: break
+    if len(some) == 1: return some[0]
     raise ValueError(f'{"more than one column" if some else "no column"} looks like the label: pass label_column=. The columns are: {listed(names)}')
 
-# %% ../nbs/foundations/00_tables.ipynb #c43d32c2
-def _given_input(table, image_column, text_column):
-    "The kind and the column that were asked for by name"
-    if image_column and text_column: raise ValueError(f'image_column={image_column!r} and text_column={text_column!r}: pass one of them')
-    argument,column,kind,fits = (('image_column', image_column, 'image', ('image', 'text')) if image_column else ('text_column', text_column, 'text', ('text',)))
-    found = column_kind(table, _need(table, column, argument))
-    if found not in fits: raise ValueError(f'{argument}={column!r} holds {found} values. The columns are: {listed(f"{o} ({column_kind(table, o)})" for o in table.column_names)}')
-    return kind,[str(column)]
+# %% ../nbs/foundations/00_tables.ipynb #fbea46f6
+def _given_input(table, kind, column):
+    "The kind and the column, if the column can hold that kind"
+    argument,found = f'{kind}_column',column_kind(table, _need(table, column, f'{kind}_column'))
+    if found == kind or (kind, found) == ('image', 'text'): return kind,[str(column)]
+    kinds = listed(f'{o} ({column_kind(table, o)})' for o in table.column_names)
+    raise ValueError(f'{argument}={column!r} holds {found} values. The columns are: {kinds}')
 
+# %% ../nbs/foundations/00_tables.ipynb #450ef51c
 def _guess_input(table, label):
     "The only kind and columns that the table leaves open"
-    kinds = {o: column_kind(table, o) for o in table.column_names if o != label}
-    plain = {o: k for o,k in kinds.items() if o.lower() not in _id_names}
-    images,texts,features = ([o for o,k in plain.items() if k in want] for want in (('image',), ('text',), ('number', 'vector')))
+    kinds = {o: column_kind(table, o) for o in table.column_names if o != label and o.lower() not in _id_names}
+    images,texts,features = ([o for o,k in kinds.items() if k in want] for want in (('image',), ('text',), ('number', 'vector')))
     images += [o for o in texts if all(str(v).lower().endswith(_pictures) for v in table[o][:50].to_pylist())]
     named = [o for o in texts if o.lower() in _text_names]
     if len(images) == 1: return 'image',images
     if images: raise ValueError(f'several columns hold images: pass image_column= with one of {listed(images)}')
     if len(named) == 1 or len(texts) == 1 and not features: return 'text',named or texts
-    if texts: raise ValueError(f'columns {listed(texts)} hold words{f", {listed(features)} hold numbers" if features else ""}: pass text_column= to classify texts, or turn words into numbers')
-    if odd := [f'{o} ({k})' for o,k in plain.items() if o not in features]: raise ValueError(f'columns {listed(odd)} are neither numbers, texts nor images: remove them')
+    if texts: raise ValueError(f'columns {listed(texts)} hold words{f", {listed(features)} hold numbers" if features else ""}: '
+                               'pass text_column= to classify texts, or turn words into numbers')
+    odd = [f'{o} ({k})' for o,k in kinds.items() if o not in features]
+    if odd: raise ValueError(f'remove columns {listed(odd)}: neither numbers, texts nor images')
     if not features: raise ValueError(f'no column holds inputs. The columns are: {listed(table.column_names)}')
-    if len(features) > 1 and 'vector' in plain.values(): raise ValueError(f'columns {listed(features)}: lists of numbers must be the only column of inputs')
-    if left := [o for o in kinds if o not in plain]: logger.warning('left out, as they only number the rows: columns %s', listed(left))
+    if len(features) > 1 and 'vector' in kinds.values(): raise ValueError(f'columns {listed(features)}: a list of numbers must be the only input')
+    left = [o for o in table.column_names if o != label and o not in kinds]
+    if left: logger.warning('left out, as they only number the rows: columns %s', listed(left))
     return 'tabular',features
 
-# %% ../nbs/foundations/00_tables.ipynb #def6dc8f
+# %% ../nbs/foundations/00_tables.ipynb #49248a68
 def find_inputs(table:pa.Table,
-                  label:str, # The label column
-                  image_column:str=None, # Images, if the caller knows
-                  text_column:str=None # Texts, if the caller knows
-                 )->tuple: # `image`, `text` or `tabular`, and the columns
+                label:str, # The label column
+                image_column:str=None, # Images or their paths, if the caller knows
+                text_column:str=None # Texts, if the caller knows
+               )->tuple: # `image`, `text` or `tabular`, and the columns
     "The columns that hold the inputs, and what they are"
-    kind,columns = _given_input(table, image_column, text_column) if image_column or text_column else _guess_input(table, label)
+    if image_column and text_column: raise ValueError(f'image_column={image_column!r} and text_column={text_column!r}: pass one of them')
+    if image_column: kind,columns = _given_input(table, 'image', image_column)
+    elif text_column: kind,columns = _given_input(table, 'text', text_column)
+    else: kind,columns = _guess_input(table, label)
     if label in columns: raise ValueError(f'column {label!r} cannot be both label and input')
     return kind,columns
 
-# %% ../nbs/foundations/00_tables.ipynb #c44d9cff
-def _withoutread_labels(table, label):
+# %% ../nbs/foundations/00_tables.ipynb #3f1f9856
+def _unlabelled(table, label):
     "Has the table not one label?"
     if label not in table.column_names: return True
     values = table[label]
@@ -266,19 +284,19 @@ def stack_splits(tables:dict, # Split -> table
                  columns:list # The columns that are wanted, the label last
                 )->tuple: # A table, and split -> row positions
     "Put the labelled splits into one table, training rows first"
-    tables = dict(tables)
-    for k in [o for o in tables if o != 'train' and _withoutread_labels(tables[o], columns[-1])]:
-        logger.warning('the %s split has no labels (column %r): its %d rows are left out, and training rows take their place', k, columns[-1], len(tables.pop(k)))
+    hidden = [k for k,t in tables.items() if k != 'train' and _unlabelled(t, columns[-1])]
+    for k in hidden: logger.warning('the %s split has no labels (column %r): training rows take the place of its %d rows', k, columns[-1], len(tables[k]))
+    tables = {k: t for k,t in tables.items() if k not in hidden}
     for k,t in tables.items():
-        if missing := [o for o in columns if o not in t.column_names]: raise ValueError(f'the {k} split lacks column {listed(missing)}. Its columns are: {listed(t.column_names)}')
-    table = _concat([t.select(columns) for t in tables.values()])
+        missing = [o for o in columns if o not in t.column_names]
+        if missing: raise ValueError(f'the {k} split lacks column {listed(missing)}. Its columns are: {listed(t.column_names)}')
     ends = np.cumsum([len(t) for t in tables.values()]).tolist()
-    return table,{k: torch.arange(end - len(t), end) for (k,t),end in zip(tables.items(), ends)}
+    rows = {k: torch.arange(end - len(t), end) for (k,t),end in zip(tables.items(), ends)}
+    return _concat([t.select(columns) for t in tables.values()]),rows
 
-# %% ../nbs/foundations/00_tables.ipynb #a6e27da9
+# %% ../nbs/foundations/00_tables.ipynb #87a3be58
 def _classes(values, label):
     "The distinct values of a label column in order, and the number of each row's"
-    if missing := values.isna().sum(): raise ValueError(f'label column {label!r} has {missing} missing values, first in row {values.isna().argmax()}: fill them or remove their rows')
     if values.dtype.kind == 'f':
         broken = values[values % 1 != 0]
         if len(broken): raise ValueError(f'label column {label!r} holds {broken.iloc[0]} and other broken numbers: a label names a class')
@@ -288,22 +306,24 @@ def _classes(values, label):
     found = sorted(found, key=(lambda o: (int(o), str(o))) if whole else None)
     return [str(o) for o in found],values.map({o: i for i,o in enumerate(found)}).to_numpy('int64')
 
+# %% ../nbs/foundations/00_tables.ipynb #6c4a33a9
 def read_labels(table:pa.Table,
                 label:str # The label column
                )->tuple: # int64 [N], -1 where a row has no label; and the class names
     "Class numbers and class names"
     kind,names,values = column_kind(table, label),_feature(table, label).get('names'),table[label].to_pandas()
     if kind not in ('number', 'text'): raise ValueError(f'label column {label!r} holds {kind} values: a label is a word or a whole number')
+    if missing := values.isna().sum():
+        raise ValueError(f'label column {label!r} has {missing} missing values, first in row {values.isna().argmax()}: fill them or remove their rows')
     if not names: names,y = _classes(values, label)
-    else:
-        if values.isna().any() or values.max() >= len(names) or values.min() < -1: raise ValueError(f'label column {label!r} holds {values.min()}..{values.max()}, but names {len(names)} classes')
-        y = values.to_numpy('int64')
+    elif -1 <= values.min() and values.max() < len(names): y = values.to_numpy('int64')
+    else: raise ValueError(f'label column {label!r} holds {values.min()}..{values.max()}, but has names for {len(names)} classes')
     if (y < 0).any(): logger.warning('%d rows have no label (-1): they are left out', (y < 0).sum())
     used = np.bincount(y[y >= 0], minlength=len(names)) > 0
     if not used.all(): logger.warning('no row has class %s: left out', listed(o for o,u in zip(names, used) if not u))
     return np.where(y < 0, -1, (used.cumsum() - 1)[y]),tuple(str(o) for o,u in zip(names, used) if u)
 
-# %% ../nbs/foundations/00_tables.ipynb #7f601eea
+# %% ../nbs/foundations/00_tables.ipynb #1f6b000a
 def _nested(table, column):
     "A column of nested lists as one array"
     values,shape = table[column].combine_chunks(),[len(table)]
@@ -314,6 +334,7 @@ def _nested(table, column):
         shape.append(lengths[0])
     return values.to_numpy(zero_copy_only=False).reshape(shape)
 
+# %% ../nbs/foundations/00_tables.ipynb #20538729
 def read_numbers(table:pa.Table,
                  columns:list # Columns of numbers, or one column of lists of numbers
                 )->torch.Tensor: # float64 [N, D]
@@ -322,11 +343,11 @@ def read_numbers(table:pa.Table,
     else: x = np.stack([table[o].cast(pa.float64(), safe=False).to_numpy() for o in columns], 1)
     bad = ~np.isfinite(x)
     if bad.any():
-        where = [f'{columns[i] if len(columns) > 1 else columns[0]} ({n})' for i,n in enumerate(bad.sum(0)) if n]
+        where = [f'{o} ({n})' for o,n in zip(columns, bad.sum(0) if len(columns) > 1 else [bad.sum()]) if n]
         raise ValueError(f'NaN, infinite or missing values in column {listed(where)}: fill them or remove their rows')
     return torch.from_numpy(x)
 
-# %% ../nbs/foundations/00_tables.ipynb #d10e5976
+# %% ../nbs/foundations/00_tables.ipynb #5caf924d
 def _gray(im): return im.mode in ('1', 'L', 'I') or im.mode.startswith('I;16')
 
 def _pixels(im, gray, size):
@@ -339,7 +360,7 @@ def _pixels(im, gray, size):
     if size: im = im.resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(im).reshape(im.height, im.width, -1)
 
-# %% ../nbs/foundations/00_tables.ipynb #90d6a579
+# %% ../nbs/foundations/00_tables.ipynb #fb1fb75f
 def _open(table, column, rows, root, what):
     "Yield `what(image)` for each of the rows"
     values = table[column]
@@ -349,20 +370,24 @@ def _open(table, column, rows, root, what):
         if not value: raise ValueError(f'column {column!r} has no image in row {i}: remove the row')
         try:
             with Image.open(io.BytesIO(value) if isinstance(value, bytes) else Path(root)/value) as im: o = what(im)
-        except (OSError, ValueError, SyntaxError): raise ValueError(f'column {column!r}, row {i}: {value if isinstance(value, str) else "its bytes"} cannot be read as an image') from None
+        except (OSError, ValueError, SyntaxError):
+            raise ValueError(f'column {column!r}, row {i}: {value if isinstance(value, str) else "its bytes"} cannot be read as an image') from None
         yield o
 
+# %% ../nbs/foundations/00_tables.ipynb #55555e37
 def _room(shape):
     "Raise a `ValueError` where a float32 tensor of this shape does not fit into the memory of this machine"
     need,have = 4*int(np.prod(shape, dtype=float)),os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')
-    if need > .8*have: raise ValueError(f'inputs of shape {shape} take {need/1e9:.0f} GB, this machine has {have/1e9:.0f} GB: pass a smaller image_size, or train_rows')
+    if need > .8*have:
+        raise ValueError(f'inputs of shape {shape} take {need/1e9:.0f} GB, this machine has {have/1e9:.0f} GB: pass a smaller image_size, or train_rows')
 
-# %% ../nbs/foundations/00_tables.ipynb #d0772720
+# %% ../nbs/foundations/00_tables.ipynb #c8456b00
 def _read_pictures(table, column, rows, root, image_size):
     "Images that are stored as files or encoded bytes, float32 [N, C, H, W]"
     sizes,grays = zip(*_open(table, column, rows, root, lambda im: (im.size, _gray(im) and 'transparency' not in im.info)))
     if len(common := Counter(sizes).most_common()) > 1 and not image_size:
-        raise ValueError(f'column {column!r} holds images of {len(common)} sizes ({listed((f"{w}×{h}: {n}" for (w,h),n in common), 4)}): pass image_size={common[0][0][0]} to bring all to one')
+        sizes = listed((f'{w}×{h}: {n}' for (w,h),n in common), 4)
+        raise ValueError(f'column {column!r} holds images of {len(common)} sizes ({sizes}): pass image_size={common[0][0][0]} to bring all to one')
     gray,(w,h) = all(grays),(image_size, image_size) if image_size else sizes[0]
     shape = len(rows),(1 if gray else 3),h,w
     _room(shape)
@@ -370,7 +395,7 @@ def _read_pictures(table, column, rows, root, image_size):
     for i,pixels in enumerate(_open(table, column, rows, root, lambda im: _pixels(im, gray, image_size))): x[i] = pixels.transpose(2, 0, 1)
     return torch.from_numpy(x).div_(255)
 
-# %% ../nbs/foundations/00_tables.ipynb #1254a56d
+# %% ../nbs/foundations/00_tables.ipynb #775b263a
 def _read_arrays(table, column, rows, image_size):
     "Images that are stored as nested lists, float32 [N, C, H, W]"
     x = _nested(table, column)
@@ -382,7 +407,7 @@ def _read_arrays(table, column, rows, image_size):
     _room((*x.shape[:2], image_size, image_size))
     return torch.nn.functional.interpolate(x, (image_size, image_size), mode='bilinear', antialias=True)
 
-# %% ../nbs/foundations/00_tables.ipynb #29511935
+# %% ../nbs/foundations/00_tables.ipynb #350dd60a
 def read_images(table:pa.Table,
                 column:str, # Encoded images, paths, or nested lists
                 rows:torch.Tensor, # Which rows, int64
