@@ -145,7 +145,7 @@ def progress(items, # What to go through
             ):
     "Go through `items` with a bar on a terminal, or a line now and then elsewhere"
     if sys.stderr.isatty(): yield from tqdm(items, desc=desc, total=total, leave=False); return
-    total,last = total or len(items),time.monotonic()
+    total,last = len(items) if total is None else total,time.monotonic()
     for i,o in enumerate(items):
         yield o
         if time.monotonic() - last > every:

@@ -6,7 +6,7 @@
 __all__ = ['SWITCHES', 'BASE', 'Arm', 'parse_arm', 'CycleConfig', 'Member', 'run_cycles']
 
 # %% ../nbs/cycle/00_cycle.ipynb #9076f8c4
-import tempfile
+import os,tempfile
 from copy import deepcopy
 from dataclasses import dataclass,field,replace
 from pathlib import Path
@@ -14,10 +14,11 @@ from pathlib import Path
 import pandas as pd
 import torch
 from fastcore.all import patch
+from joblib import Parallel,delayed
 
 from .activations import Activations,collect
 from .core import Run,check,logger,pick_device,plain,progress,read_json,write_json
-from .metrics.report import evaluate_model_and_sae
+from .metrics.report import evaluate_activations
 from .models import load_model,make_model,save_model
 from .sae.coders import SAEConfig,load_sae,save_sae
 from .sae.training import SAETrainConfig,train_saes
@@ -72,6 +73,7 @@ class CycleConfig:
     tune: TrainConfig = TrainConfig(epochs=20) # Fine-tuning of the later cycles
     sae: SAEConfig = SAEConfig() # What an SAE is
     sae_train: SAETrainConfig = SAETrainConfig() # How SAEs are trained
+    probe_rows: int = 20_000 # Probes are trained on at most so many rows
 
     def __post_init__(self):
         check(self.cycles >= 0, self, 'cycles', 'must not be negative')
@@ -174,15 +176,17 @@ def saes(self:_Cycle, members):
 @patch
 def results(self:_Cycle, members):
     "One row a member"
-    rows = []
-    for m in progress(members, f'evaluating cycle {self.cycle}', len(members)):
-        file = self.run.path/_folder(self.config, m, self.cycle)/'results.json'
-        if not file.exists():
-            facts = dict(seed=m.seed, arm=m.arm.name, aux_weight=m.arm.weight(self.cycle) if self.cycle else 0., cycle=self.cycle, **m.facts)
-            write_json(file, {**facts, **evaluate_model_and_sae(m.model, m.sae, self.task, self.site, 'test')})
-            self.run.log('evaluated', file=file.relative_to(self.run.path).as_posix())
-        rows.append(read_json(file))
-    return rows
+    files = [self.run.path/_folder(self.config, m, self.cycle)/'results.json' for m in members]
+    todo = [(m, f) for m,f in zip(members, files) if not f.exists()]
+    jobs = (delayed(_evaluate)(Member(m.arm, m.seed, sae=m.sae, facts=m.facts), self.cycle, m.acts['train'], collect(m.model, self.task, self.site, 'test'), f, self.config.probe_rows) for m,f in todo)
+    for f in progress(Parallel(min(os.cpu_count(), 1 + len(todo)//8), return_as='generator')(jobs), f'evaluating cycle {self.cycle}', len(todo)):
+        self.run.log('evaluated', file=f.relative_to(self.run.path).as_posix())
+    return [read_json(f) for f in files]
+
+def _evaluate(m, cycle, train, test, file, probe_rows):
+    facts = dict(seed=m.seed, arm=m.arm.name, aux_weight=m.arm.weight(cycle) if cycle else 0., cycle=cycle, **m.facts)
+    write_json(file, {**facts, **evaluate_activations(m.sae, train, test, probe_rows=probe_rows)})
+    return file
 
 # %% ../nbs/cycle/00_cycle.ipynb #bdcc403a
 def run_cycles(task, # The `Task`

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Batch', 'hub_names', 'Task', 'split_rows', 'overlap', 'make_task', 'order', 'batches', 'load_task']
 
-# %% ../nbs/foundations/01_data.ipynb #33ec2e86
+# %% ../nbs/foundations/01_data.ipynb #28e17c56
 import difflib,hashlib,json,re
 from collections import namedtuple
 from dataclasses import dataclass
@@ -24,11 +24,11 @@ from torch.utils.data import DataLoader
 from .core import generator,logger
 from .tables import find_inputs,find_label,formats,listed,read_files,read_hub,read_images,read_labels,read_numbers,split_names,stack_splits
 
-# %% ../nbs/foundations/01_data.ipynb #a2f92fc8
+# %% ../nbs/foundations/01_data.ipynb #e0652c5b
 Batch = namedtuple('Batch', 'x y sample_id')
 Batch.__doc__ = "Inputs, labels and sample ids of some rows, in one order"
 
-# %% ../nbs/foundations/01_data.ipynb #7e913b3b
+# %% ../nbs/foundations/01_data.ipynb #6966569b
 @dataclass(frozen=True, eq=False, repr=False)
 class Task:
     "A labelled data set with fixed splits"
@@ -41,18 +41,20 @@ class Task:
     classes: tuple # Class names; `y` counts them from 0
 
     def __post_init__(self): _check_task(self)
+    @cached_property
+    def fingerprint(self): return _fingerprint(self)
     @property
     def n_classes(self): return len(self.classes)
     @property
     def shape(self): return () if self.kind == 'text' else tuple(self.x.shape[1:])
 
-# %% ../nbs/foundations/01_data.ipynb #b1fe30b9
+# %% ../nbs/foundations/01_data.ipynb #7f322697
 @patch
 def __repr__(self:Task):
     sizes = ', '.join(f'{k} {len(v)}' for k,v in self.splits.items())
     return f"Task({self.name}: {self.kind} {'×'.join(map(str, self.shape))}".rstrip() + f', {self.n_classes} classes, {sizes})'
 
-# %% ../nbs/foundations/01_data.ipynb #307dca4d
+# %% ../nbs/foundations/01_data.ipynb #ee7e4cd5
 def _check_task(t):
     "Raise a `ValueError` that says what in the task does not fit"
     def want(ok, text):
@@ -70,7 +72,7 @@ def _check_task(t):
     want(np.isfinite([low, high]).all(), 'x holds NaN or infinity')
     want(t.kind != 'image' or 0 <= low <= high <= 1, f'pixels lie in {low:g}..{high:g}, they must lie in 0..1: divide by the largest that can occur')
 
-# %% ../nbs/foundations/01_data.ipynb #d03726b1
+# %% ../nbs/foundations/01_data.ipynb #f509b78a
 @patch
 def batch(self:Task,
           rows, # Row positions
@@ -81,19 +83,15 @@ def batch(self:Task,
     x = [self.x[i] for i in rows.tolist()] if self.kind == 'text' else self.x[rows].to(device)
     return Batch(x, self.y[rows].to(device), self.sample_id[rows].to(device))
 
-# %% ../nbs/foundations/01_data.ipynb #92965878
-def _fingerprint(self):
+# %% ../nbs/foundations/01_data.ipynb #cfdb9c86
+def _fingerprint(t):
     "16 hexadecimal digits that depend on inputs, labels, ids, splits and class names"
-    digest = hashlib.sha256(json.dumps([self.kind, self.shape, self.classes]).encode())
-    if self.kind == 'text': digest.update(json.dumps(self.x).encode())
-    else: digest.update(self.x.contiguous().numpy())
-    for o in (self.y, self.sample_id, *(self.splits[k] for k in split_names)): digest.update(o.contiguous().numpy())
+    digest = hashlib.sha256(json.dumps([t.kind, t.shape, t.classes, [len(t.splits[k]) for k in split_names]]).encode())
+    digest.update(json.dumps(t.x).encode() if t.kind == 'text' else t.x.contiguous().numpy())
+    for o in (t.y, t.sample_id, *(t.splits[k] for k in split_names)): digest.update(o.contiguous().numpy())
     return digest.hexdigest()[:16]
 
-Task.fingerprint = cached_property(_fingerprint)
-Task.fingerprint.__set_name__(Task, 'fingerprint')
-
-# %% ../nbs/foundations/01_data.ipynb #24499b3f
+# %% ../nbs/foundations/01_data.ipynb #b3a60d27
 def _shares(counts, n, spare):
     "How many rows of each class make `n` rows in proportion: one at least, and `spare` of them left"
     want,most = counts*(n/counts.sum()),counts - spare
@@ -104,7 +102,7 @@ def _shares(counts, n, spare):
         take[((want - take)*sign).masked_fill(~free, -torch.inf).argmax()] += sign
     return take.long()
 
-# %% ../nbs/foundations/01_data.ipynb #38ab50ae
+# %% ../nbs/foundations/01_data.ipynb #243c4f0d
 def _draw(rows, y, n, gen, spare=1):
     "Draw `n` of `rows` by class; return these and the others, each in their old order"
     classes,at = y[rows].unique(return_inverse=True)
@@ -115,7 +113,7 @@ def _draw(rows, y, n, gen, spare=1):
     drawn = rank < _shares(counts.double(), n, spare).repeat_interleave(counts)
     return rows[shuffled[drawn].sort().values],rows[shuffled[~drawn].sort().values]
 
-# %% ../nbs/foundations/01_data.ipynb #cdf1cfa8
+# %% ../nbs/foundations/01_data.ipynb #9440a487
 def _check_classes(splits, y, classes):
     "Raise a `ValueError` where a class cannot be learnt, and warn where one cannot be tested"
     counts = {k: y[v].bincount(minlength=len(classes)) for k,v in splits.items()}
@@ -127,7 +125,7 @@ def _check_classes(splits, y, classes):
         if split == 'train': raise ValueError(f'no training row has class {listed(absent)}: it cannot be learnt. Remove its rows, or choose other splits')
         logger.warning('no %s row has class %s: its scores will be missing there', split, listed(absent))
 
-# %% ../nbs/foundations/01_data.ipynb #8ab68a93
+# %% ../nbs/foundations/01_data.ipynb #7980cf58
 def split_rows(y, # Class numbers, int [N]
                official=None, # Splits that the source fixes, `train` among them: name -> row positions; all rows are `train` when absent
                validation=.2, # Without an official validation split: this share of the training rows, or this many
@@ -142,13 +140,13 @@ def split_rows(y, # Class numbers, int [N]
     splits = {k: torch.as_tensor(v) for k,v in (official or dict(train=range(len(y)))).items()}
     _check_classes(splits, y, classes)
     sizes = _sizes(splits, y, classes, dict(test=test, validation=validation))
-    for k,n in sizes.items(): splits[k],splits['train'] = _draw(splits['train'], y, n, generator(seed, 'split', k))
+    for i,(k,n) in enumerate(sizes.items()): splits[k],splits['train'] = _draw(splits['train'], y, n, generator(seed, 'split', k), spare=len(sizes)-i)
     if train_rows and train_rows < len(splits['train']):
         if train_rows < len(classes): raise ValueError(f'train_rows={train_rows}: at least {len(classes)} are needed, one a class; 0 keeps all')
         splits['train'],_ = _draw(splits['train'], y, train_rows, generator(seed, 'split', 'train'), spare=0)
     return {k: splits[k] for k in split_names}
 
-# %% ../nbs/foundations/01_data.ipynb #c1891510
+# %% ../nbs/foundations/01_data.ipynb #08a1a6aa
 def _sizes(splits, y, classes, wanted):
     "How many rows each missing split takes from the training rows"
     pool,counts = len(splits['train']),y[splits['train']].bincount(minlength=len(classes))
@@ -160,7 +158,7 @@ def _sizes(splits, y, classes, wanted):
     if sum(sizes.values()) > pool - len(classes): raise ValueError(f'{listed(f"{k}={n}" for k,n in sizes.items())} leave too few of {pool} rows for training')
     return sizes
 
-# %% ../nbs/foundations/01_data.ipynb #f42e1b6c
+# %% ../nbs/foundations/01_data.ipynb #075d189d
 def _assemble(name, kind, read, y, classes, official=None, **split):
     "A task whose inputs `read(rows)` fetches, for the rows that some split uses"
     y = torch.as_tensor(y)
@@ -175,7 +173,7 @@ def _assemble(name, kind, read, y, classes, official=None, **split):
         if n: logger.warning('%d of %d %s rows are exact copies of training rows: their score says little', n, len(task.splits[split]), split)
     return task
 
-# %% ../nbs/foundations/01_data.ipynb #25a2bc67
+# %% ../nbs/foundations/01_data.ipynb #ffe417d1
 def overlap(task:Task
            )->dict: # Split -> number of rows
     "How many validation and test inputs also occur, exactly, among the training inputs"
@@ -184,7 +182,7 @@ def overlap(task:Task
     seen = {digest(i) for i in task.splits['train'].tolist()}
     return {k: sum(digest(i) in seen for i in task.splits[k].tolist()) for k in split_names[1:]}
 
-# %% ../nbs/foundations/01_data.ipynb #85b81a0b
+# %% ../nbs/foundations/01_data.ipynb #d739cdf8
 def make_task(x, # Images: float [N, C, H, W] in 0..1; tabular: float [N, D]; texts: N strings
               y, # Class numbers, int [N]
               name='mine', # What to call it
@@ -204,14 +202,14 @@ def make_task(x, # Images: float [N, C, H, W] in 0..1; tabular: float [N, D]; te
         kind,read = ('image' if x.ndim == 4 else 'tabular'),lambda rows: x[rows].float() if x.ndim == 4 else x[rows].double()
     return _assemble(name, kind, read, y.astype('int64'), classes, **split)
 
-# %% ../nbs/foundations/01_data.ipynb #69e31abd
+# %% ../nbs/foundations/01_data.ipynb #abc9847d
 @patch
 def summary(self:Task)->pd.DataFrame: # One row a class, one column a split
     "Rows by class and split"
     counts = {k: self.y[v].bincount(minlength=self.n_classes).tolist() for k,v in self.splits.items()}
     return pd.DataFrame(counts, index=pd.Index(self.classes, name='class'))
 
-# %% ../nbs/foundations/01_data.ipynb #41e97085
+# %% ../nbs/foundations/01_data.ipynb #e3a2b72c
 def order(task:Task,
           split:str, # `train`, `validation` or `test`
           seed:int=None, # Shuffles; the natural order when absent
@@ -222,7 +220,7 @@ def order(task:Task,
     rows = task.splits[split]
     return rows if seed is None else rows[torch.randperm(len(rows), generator=generator(seed, 'order', split, epoch))]
 
-# %% ../nbs/foundations/01_data.ipynb #ebb00145
+# %% ../nbs/foundations/01_data.ipynb #c19f9ca2
 class _Lists:
     "Batches by number, for the workers of a `DataLoader`"
     def __init__(self, task, lists): self.task,self.lists = task,lists
@@ -244,7 +242,7 @@ def batches(task:Task,
     loader = DataLoader(_Lists(task, lists), batch_size=None, num_workers=num_workers, generator=generator(seed or 0, 'workers', split, epoch))
     return (Batch(*(o if isinstance(o, list) else o.to(device) for o in b)) for b in loader)
 
-# %% ../nbs/foundations/01_data.ipynb #73bdc69e
+# %% ../nbs/foundations/01_data.ipynb #b4ca6f98
 hub_names = dict(mnist='ylecun/mnist', cifar10='uoft-cs/cifar10', sst2='stanfordnlp/sst2', ag_news='fancyzhx/ag_news')
 
 def _digits():
@@ -252,13 +250,13 @@ def _digits():
     d = load_digits()
     return pa.table(dict(image=(d.images/16).tolist(), label=d.target))
 
-# %% ../nbs/foundations/01_data.ipynb #3e7c9262
+# %% ../nbs/foundations/01_data.ipynb #98635d60
 def _source(name):
     "Tables by split, the folder that paths inside them start from, and a short name"
     path = Path(name).expanduser()
     if name == 'digits': return dict(train=_digits()),'',name
     if name in hub_names: return read_hub(hub_names[name]),'',name
-    if path.exists(): return read_files(path),(path if path.is_dir() else path.parent),path.resolve().stem
+    if path.exists(): return read_files(path),(path if path.is_dir() else path.parent),path.resolve().stem if path.is_file() else path.resolve().name
     if re.fullmatch(r'\w[\w.-]*/\w[\w.-]*(:[\w.-]+)?', name) and path.suffix not in formats: return read_hub(name),'',name
     near = ''.join(f' Did you mean {o!r}?' for o in difflib.get_close_matches(name, ['digits', *hub_names], 1))
     raise ValueError(f'dataset {name!r} is not built in (digits, {", ".join(hub_names)}), not a file or folder here, and not a hub name (owner/name).{near}')
@@ -273,7 +271,7 @@ def _reader(table, kind, columns, root, image_size):
     if not keep.all(): logger.warning('column %r has no text in %d rows: they are left out', columns[0], (~keep).sum())
     return lambda rows: [texts[i] for i in rows.tolist()],keep
 
-# %% ../nbs/foundations/01_data.ipynb #c52ccd1b
+# %% ../nbs/foundations/01_data.ipynb #0413c9c3
 def load_task(name:str='digits', # `digits`, `mnist`, `cifar10`, `sst2`, `ag_news`; a local file or folder; or a hub name, `owner/name` or `owner/name:config`
               image_column:str=None, # Images, or paths of images; found by itself where there is one
               text_column:str=None, # Texts; found by itself where there is one

@@ -86,9 +86,10 @@ def symbols(src:str, # Source of an exported cell
     def found(nodes, owner=None):
         for node in nodes:
             if not isinstance(node, (ast.FunctionDef, ast.ClassDef)): continue
-            doc,dunder = ast.get_docstring(node) or '',node.name.startswith('__')
-            if (node.name.startswith('_') and not dunder) or ((owner or dunder) and not doc): continue
-            yield Symbol(_name(node, owner), _signature(node), doc, _params(node, comments), node.lineno)
+            doc,name = ast.get_docstring(node) or '',_name(node, owner)
+            own = node.name.startswith('__') or '.' in name
+            if re.search(r'(^|\.)_(?!_)', name) or (own and not doc): continue
+            yield Symbol(name, _signature(node), doc, _params(node, comments), node.lineno)
             if isinstance(node, ast.ClassDef): yield from found(node.body, node.name)
     return list(found(ast.parse(src).body))
 

@@ -6,7 +6,7 @@
 __all__ = ['split_names', 'formats', 'listed', 'split_of', 'read_table', 'read_files', 'read_hub', 'column_kind', 'find_label',
            'find_inputs', 'stack_splits', 'read_labels', 'read_numbers', 'read_images']
 
-# %% ../nbs/foundations/00_tables.ipynb #d22ef447
+# %% ../nbs/foundations/00_tables.ipynb #ffc5ee2a
 import csv,difflib,io,json,os,re
 from collections import Counter
 from pathlib import Path
@@ -21,7 +21,7 @@ from PIL import Image
 
 from .core import logger,progress
 
-# %% ../nbs/foundations/00_tables.ipynb #48d1bff0
+# %% ../nbs/foundations/00_tables.ipynb #9f15d096
 def listed(names, # Anything that has a name
            n:int=12 # Show so many
           )->str:
@@ -29,7 +29,7 @@ def listed(names, # Anything that has a name
     names = [str(o) for o in names]
     return ', '.join(names[:n]) + (f' and {len(names)-n} more' if len(names) > n else '')
 
-# %% ../nbs/foundations/00_tables.ipynb #f3762f2f
+# %% ../nbs/foundations/00_tables.ipynb #0fb6ee6a
 _words = dict(train='train training trainset', validation='validation valid val valset dev devset eval', test='test testing testset')
 _words = {w: k for k,v in _words.items() for w in v.split()}
 
@@ -48,22 +48,22 @@ def _by_split(names):
     if unused := [o for o in names if not split_of(o)]: logger.warning('not used, as the name tells no split: %s', listed(unused))
     return {k: v for k,v in found.items() if v}
 
-# %% ../nbs/foundations/00_tables.ipynb #95cfdd2d
+# %% ../nbs/foundations/00_tables.ipynb #ae478810
 def _number(text):
     try: return np.isfinite(float(text))
     except ValueError: return False
 
-def _lone_quotes(path, n_rows):
-    "Did quotation marks swallow lines, though every line has its tabs?"
+def _lone_quotes(path):
+    "Does every line have its tabs, and some line a quotation mark that nothing closes?"
     lines = [o for o in Path(path).read_text(encoding='utf-8-sig').splitlines() if o.strip()]
-    return n_rows < len(lines) - 1 and len({o.count('\t') for o in lines}) == 1
+    return len({o.count('\t') for o in lines}) == 1 and any(o.count('"') % 2 for o in lines)
 
 def _read_csv(path):
     "A CSV or TSV file as a data frame"
     with open(path, encoding='utf-8-sig') as f: first = f.readline()
     how = dict(sep=max(',;\t', key=first.count), low_memory=False)
+    if how['sep'] == '\t' and _lone_quotes(path): how['quoting'] = csv.QUOTE_NONE
     df = pd.read_csv(path, **how)
-    if how['sep'] == '\t' and _lone_quotes(path, len(df)): df = pd.read_csv(path, **(how := dict(how, quoting=csv.QUOTE_NONE)))
     if not isinstance(df.index, pd.RangeIndex): raise ValueError('its rows have more fields than its first line')
     if all(_number(o) for o in df.columns) and list(df.columns) != [str(i) for i in range(df.shape[1])]: df = pd.read_csv(path, header=None, **how)
     words = [o for o in df.columns if not pd.api.types.is_numeric_dtype(df[o]) and df[o].isna().any()]
@@ -77,22 +77,29 @@ def _read_json(path):
     try: return pd.DataFrame(json.loads(text))
     except json.JSONDecodeError: return pd.DataFrame([json.loads(o) for o in text.splitlines() if o.strip()])
 
-# %% ../nbs/foundations/00_tables.ipynb #d4178819
-formats = {'.parquet': pq.read_table, '.csv': _read_csv, '.tsv': _read_csv, '.jsonl': _read_json, '.json': _read_json}
+def _read_arrow(path):
+    with pa.ipc.open_stream(path) as f: return f.read_all()
 
-def read_table(path # A file
+def _read_parquet(path):
+    with pq.ParquetFile(path) as f: return f.read()
+
+# %% ../nbs/foundations/00_tables.ipynb #f19e4a7e
+formats = {'.parquet': _read_parquet, '.arrow': _read_arrow, '.csv': _read_csv, '.tsv': _read_csv, '.jsonl': _read_json, '.json': _read_json}
+
+def read_table(path # A file: .parquet, .arrow (a stream, as `save_to_disk` of Hugging Face leaves it), .csv, .tsv, .jsonl or .json
               )->pa.Table:
-    "Read a parquet, CSV, TSV, JSON or JSON-lines file"
+    "Read one file"
     path = Path(path)
     if path.suffix.lower() not in formats: raise ValueError(f'{path.name} is none of {" ".join(formats)}')
     try:
         table = formats[path.suffix.lower()](path)
         if isinstance(table, pd.DataFrame): table = pa.Table.from_pandas(table.rename(columns=str), preserve_index=False)
-    except (ValueError, TypeError, OSError, pa.ArrowException) as e: raise ValueError(f'{path.name} cannot be read: {str(e).splitlines()[0]}') from None
+    except (ValueError, TypeError, OSError, pa.ArrowException) as e: raise ValueError(f'{path.name} cannot be read: {str(e).splitlines()[0]}{". Save it as UTF-8" if isinstance(e, UnicodeDecodeError) else ""}') from None
+    if twice := [o for o,n in Counter(table.column_names).items() if n > 1]: raise ValueError(f'{path.name} has several columns of one name: {listed(twice)}')
     if not len(table): raise ValueError(f'{path.name} has no rows')
     return _simple(table)
 
-# %% ../nbs/foundations/00_tables.ipynb #06652ffa
+# %% ../nbs/foundations/00_tables.ipynb #bcd0e38d
 def _simple(table):
     "The table without dictionary types, extension types and pandas indexes"
     meta = table.schema.metadata
@@ -101,8 +108,23 @@ def _simple(table):
         elif pa.types.is_dictionary(col.type): table = table.set_column(i, name, col.cast(col.type.value_type))
     return table.drop_columns([o for o in table.column_names if o.startswith('__index_level_')]).replace_schema_metadata(meta)
 
-# %% ../nbs/foundations/00_tables.ipynb #84afa51c
-_pictures = '.png .jpg .jpeg .bmp .gif .tif .tiff .webp .ppm .pgm'.split()
+# %% ../nbs/foundations/00_tables.ipynb #ce018743
+def _feature(table, column):
+    "What the Hugging Face metadata says about a column"
+    meta = (table.schema.metadata or {}).get(b'huggingface', b'{}')
+    found = json.loads(meta).get('info', {}).get('features', {}).get(column)
+    return found if isinstance(found, dict) else {}
+
+def _concat(tables):
+    "One table of several that agree in types and class names"
+    for column in tables[0].column_names:
+        names = {tuple(found) for o in tables if (found := _feature(o, column).get('names'))}
+        if len(names) > 1: raise ValueError(f'column {column!r} has other class names in one part than in another: {" / ".join(map(listed, names))}')
+    try: return pa.concat_tables(tables, promote_options='permissive')
+    except pa.ArrowException as e: raise ValueError(f'a column has other types in one part than in another: {e}') from None
+
+# %% ../nbs/foundations/00_tables.ipynb #37cd4db0
+_pictures = tuple('.png .jpg .jpeg .bmp .gif .tif .tiff .webp .ppm .pgm'.split())
 
 _picture = pa.struct(dict(bytes=pa.binary(), path=pa.string()))
 
@@ -120,7 +142,7 @@ def _class_folders(root, files):
     table = lambda rows: pa.table(dict(image=pa.array([o for *_,o in rows], _picture), label=pa.array([o for _,o,_ in rows], pa.string())))
     return {k: table(found) for k in split_names if (found := [o for o in rows if o[0] == k])}
 
-# %% ../nbs/foundations/00_tables.ipynb #b5ac5946
+# %% ../nbs/foundations/00_tables.ipynb #491a3c33
 def _read_folder(root):
     "Tables by split of a folder"
     files = sorted(o for o in root.rglob('*') if o.is_file() and not any(p.startswith('.') for p in o.relative_to(root).parts))
@@ -130,9 +152,9 @@ def _read_folder(root):
     found = next((o for o in map(of, formats) if o), None)
     if not found: raise ValueError(f'folder {root.name!r} holds no {" ".join(formats)} file, and no images in one folder a class')
     groups = _by_split([o.relative_to(root).as_posix() for o in found])
-    return {k: pa.concat_tables([read_table(root/o) for o in v], promote_options='permissive') for k,v in groups.items()}
+    return {k: _concat([read_table(root/o) for o in v]) for k,v in groups.items()}
 
-# %% ../nbs/foundations/00_tables.ipynb #dc3e0bc6
+# %% ../nbs/foundations/00_tables.ipynb #4b8aea3e
 def _is_text(kind): return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 def _split_column(table):
@@ -150,7 +172,7 @@ def read_files(path # A file, or a folder of files, or of images in one folder a
     tables = _read_folder(path) if path.is_dir() else dict(train=read_table(path))
     return _split_column(tables['train']) if len(tables) == 1 else tables
 
-# %% ../nbs/foundations/00_tables.ipynb #2aed64cc
+# %% ../nbs/foundations/00_tables.ipynb #80e40327
 def read_hub(name:str # `owner/name` or `owner/name:config`
             )->dict: # Split -> table
     "Read a data set from the Hugging Face hub, or from its cache"
@@ -161,15 +183,9 @@ def read_hub(name:str # `owner/name` or `owner/name:config`
         why = ' '.join(str(e).split())[:300]
         raise ValueError(f'dataset {name!r}: there is no such file or folder here, and the hub did not give it ({type(e).__name__}: {why}). Check the name and the connection, or pass a local path') from None
     plain = lambda o: _simple(found[o].data.table.replace_schema_metadata(found[o].features.arrow_schema.metadata))
-    return {k: pa.concat_tables([plain(o) for o in v], promote_options='permissive') for k,v in _by_split(found).items()}
+    return {k: _concat([plain(o) for o in v]) for k,v in _by_split(found).items()}
 
-# %% ../nbs/foundations/00_tables.ipynb #dfe76f80
-def _feature(table, column):
-    "What the Hugging Face metadata says about a column"
-    meta = (table.schema.metadata or {}).get(b'huggingface', b'{}')
-    found = json.loads(meta).get('info', {}).get('features', {}).get(column)
-    return found if isinstance(found, dict) else {}
-
+# %% ../nbs/foundations/00_tables.ipynb #184c4515
 def column_kind(table:pa.Table, column:str # Its name
                )->str: # `number`, `text`, `image`, `vector` (a list of numbers), or the name of another type
     "What a column holds"
@@ -179,7 +195,7 @@ def column_kind(table:pa.Table, column:str # Its name
     if is_.is_integer(kind) or is_.is_floating(kind) or is_.is_boolean(kind) or is_.is_decimal(kind): return ('number', 'vector', 'image', 'image')[min(depth, 3)]
     return 'text' if not depth and _is_text(kind) else str(kind)
 
-# %% ../nbs/foundations/00_tables.ipynb #ada9665e
+# %% ../nbs/foundations/00_tables.ipynb #71f49895
 _label_names = 'label labels class target y category fine_label species sentiment'.split()
 _text_names = 'text sentence content review document tweet utterance question comment message'.split()
 _id_names = 'id','idx','index','sample_id','row_id','unnamed: 0',''
@@ -195,14 +211,14 @@ def find_label(table:pa.Table,
                  given:str=None # Its name, if the caller knows
                 )->str:
     "The column that holds the labels"
-    if given: return _need(table, given, 'label_column')
+    if given not in (None, ''): return _need(table, given, 'label_column')
     names = table.column_names
     for some in ([o for o in names if o == 'label'], [o for o in names if 'names' in _feature(table, o)], [o for o in names if o.lower() in _label_names]):
         if len(some) == 1: return some[0]
         if some: break
     raise ValueError(f'{"more than one column" if some else "no column"} looks like the label: pass label_column=. The columns are: {listed(names)}')
 
-# %% ../nbs/foundations/00_tables.ipynb #e7408af8
+# %% ../nbs/foundations/00_tables.ipynb #c43d32c2
 def _given_input(table, image_column, text_column):
     "The kind and the column that were asked for by name"
     if image_column and text_column: raise ValueError(f'image_column={image_column!r} and text_column={text_column!r}: pass one of them')
@@ -216,6 +232,7 @@ def _guess_input(table, label):
     kinds = {o: column_kind(table, o) for o in table.column_names if o != label}
     plain = {o: k for o,k in kinds.items() if o.lower() not in _id_names}
     images,texts,features = ([o for o,k in plain.items() if k in want] for want in (('image',), ('text',), ('number', 'vector')))
+    images += [o for o in texts if all(str(v).lower().endswith(_pictures) for v in table[o][:50].to_pylist())]
     named = [o for o in texts if o.lower() in _text_names]
     if len(images) == 1: return 'image',images
     if images: raise ValueError(f'several columns hold images: pass image_column= with one of {listed(images)}')
@@ -227,7 +244,7 @@ def _guess_input(table, label):
     if left := [o for o in kinds if o not in plain]: logger.warning('left out, as they only number the rows: columns %s', listed(left))
     return 'tabular',features
 
-# %% ../nbs/foundations/00_tables.ipynb #0fbf3c3b
+# %% ../nbs/foundations/00_tables.ipynb #def6dc8f
 def find_inputs(table:pa.Table,
                   label:str, # The label column
                   image_column:str=None, # Images, if the caller knows
@@ -238,7 +255,7 @@ def find_inputs(table:pa.Table,
     if label in columns: raise ValueError(f'column {label!r} cannot be both label and input')
     return kind,columns
 
-# %% ../nbs/foundations/00_tables.ipynb #e1a44528
+# %% ../nbs/foundations/00_tables.ipynb #c44d9cff
 def _withoutread_labels(table, label):
     "Has the table not one label?"
     if label not in table.column_names: return True
@@ -254,12 +271,11 @@ def stack_splits(tables:dict, # Split -> table
         logger.warning('the %s split has no labels (column %r): its %d rows are left out, and training rows take their place', k, columns[-1], len(tables.pop(k)))
     for k,t in tables.items():
         if missing := [o for o in columns if o not in t.column_names]: raise ValueError(f'the {k} split lacks column {listed(missing)}. Its columns are: {listed(t.column_names)}')
-    try: table = pa.concat_tables([t.select(columns) for t in tables.values()], promote_options='permissive')
-    except pa.ArrowException as e: raise ValueError(f'the splits {listed(tables)} differ in the type of a column: {e}') from None
+    table = _concat([t.select(columns) for t in tables.values()])
     ends = np.cumsum([len(t) for t in tables.values()]).tolist()
     return table,{k: torch.arange(end - len(t), end) for (k,t),end in zip(tables.items(), ends)}
 
-# %% ../nbs/foundations/00_tables.ipynb #34636392
+# %% ../nbs/foundations/00_tables.ipynb #a6e27da9
 def _classes(values, label):
     "The distinct values of a label column in order, and the number of each row's"
     if missing := values.isna().sum(): raise ValueError(f'label column {label!r} has {missing} missing values, first in row {values.isna().argmax()}: fill them or remove their rows')
@@ -287,7 +303,7 @@ def read_labels(table:pa.Table,
     if not used.all(): logger.warning('no row has class %s: left out', listed(o for o,u in zip(names, used) if not u))
     return np.where(y < 0, -1, (used.cumsum() - 1)[y]),tuple(str(o) for o,u in zip(names, used) if u)
 
-# %% ../nbs/foundations/00_tables.ipynb #7c9ea16c
+# %% ../nbs/foundations/00_tables.ipynb #7f601eea
 def _nested(table, column):
     "A column of nested lists as one array"
     values,shape = table[column].combine_chunks(),[len(table)]
@@ -310,7 +326,7 @@ def read_numbers(table:pa.Table,
         raise ValueError(f'NaN, infinite or missing values in column {listed(where)}: fill them or remove their rows')
     return torch.from_numpy(x)
 
-# %% ../nbs/foundations/00_tables.ipynb #c3fb4818
+# %% ../nbs/foundations/00_tables.ipynb #d10e5976
 def _gray(im): return im.mode in ('1', 'L', 'I') or im.mode.startswith('I;16')
 
 def _pixels(im, gray, size):
@@ -323,11 +339,12 @@ def _pixels(im, gray, size):
     if size: im = im.resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(im).reshape(im.height, im.width, -1)
 
-# %% ../nbs/foundations/00_tables.ipynb #6994a583
+# %% ../nbs/foundations/00_tables.ipynb #90d6a579
 def _open(table, column, rows, root, what):
     "Yield `what(image)` for each of the rows"
-    for i in progress(rows, 'reading images', len(rows)):
-        value = table[column][i].as_py()
+    values = table[column]
+    for i in progress(rows, 'reading images'):
+        value = values[i].as_py()
         if isinstance(value, dict): value = value['bytes'] or value['path']
         if not value: raise ValueError(f'column {column!r} has no image in row {i}: remove the row')
         try:
@@ -340,20 +357,20 @@ def _room(shape):
     need,have = 4*int(np.prod(shape, dtype=float)),os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')
     if need > .8*have: raise ValueError(f'inputs of shape {shape} take {need/1e9:.0f} GB, this machine has {have/1e9:.0f} GB: pass a smaller image_size, or train_rows')
 
-# %% ../nbs/foundations/00_tables.ipynb #4e39a7cf
+# %% ../nbs/foundations/00_tables.ipynb #d0772720
 def _read_pictures(table, column, rows, root, image_size):
     "Images that are stored as files or encoded bytes, float32 [N, C, H, W]"
-    sizes,gray = zip(*_open(table, column, rows, root, lambda im: (im.size, _gray(im) and 'transparency' not in im.info)))
+    sizes,grays = zip(*_open(table, column, rows, root, lambda im: (im.size, _gray(im) and 'transparency' not in im.info)))
     if len(common := Counter(sizes).most_common()) > 1 and not image_size:
         raise ValueError(f'column {column!r} holds images of {len(common)} sizes ({listed((f"{w}×{h}: {n}" for (w,h),n in common), 4)}): pass image_size={common[0][0][0]} to bring all to one')
-    w,h = (image_size, image_size) if image_size else sizes[0]
-    shape = len(rows),(1 if all(gray) else 3),h,w
+    gray,(w,h) = all(grays),(image_size, image_size) if image_size else sizes[0]
+    shape = len(rows),(1 if gray else 3),h,w
     _room(shape)
-    x = torch.empty(shape)
-    for o,pixels in zip(x, _open(table, column, rows, root, lambda im: _pixels(im, all(gray), image_size))): o.copy_(torch.from_numpy(pixels.copy()).permute(2, 0, 1))
-    return x.div_(255)
+    x = np.empty(shape, 'float32')
+    for i,pixels in enumerate(_open(table, column, rows, root, lambda im: _pixels(im, gray, image_size))): x[i] = pixels.transpose(2, 0, 1)
+    return torch.from_numpy(x).div_(255)
 
-# %% ../nbs/foundations/00_tables.ipynb #41984c3b
+# %% ../nbs/foundations/00_tables.ipynb #1254a56d
 def _read_arrays(table, column, rows, image_size):
     "Images that are stored as nested lists, float32 [N, C, H, W]"
     x = _nested(table, column)
@@ -365,7 +382,7 @@ def _read_arrays(table, column, rows, image_size):
     _room((*x.shape[:2], image_size, image_size))
     return torch.nn.functional.interpolate(x, (image_size, image_size), mode='bilinear', antialias=True)
 
-# %% ../nbs/foundations/00_tables.ipynb #74296bdd
+# %% ../nbs/foundations/00_tables.ipynb #29511935
 def read_images(table:pa.Table,
                 column:str, # Encoded images, paths, or nested lists
                 rows:torch.Tensor, # Which rows, int64
@@ -373,6 +390,7 @@ def read_images(table:pa.Table,
                 image_size:int=0 # Bring all images to this many pixels a side; 0 leaves them as they are
                )->torch.Tensor: # float32 [len(rows), C, H, W] in 0..1
     "The images of some rows"
+    if image_size < 0: raise ValueError(f'image_size={image_size}: must be a number of pixels; 0 leaves the images as they are')
     kind = table[column].type
     if pa.types.is_nested(kind) and not pa.types.is_struct(kind): return _read_arrays(table, column, rows, image_size)
     return _read_pictures(table, column, rows.tolist(), root, image_size)

@@ -40,7 +40,7 @@ def _png(fig, dpi):
     "The bytes of a figure as a palette PNG"
     drawn,light = io.BytesIO(),io.BytesIO()
     fig.savefig(drawn, format='png', dpi=dpi, facecolor='white', bbox_inches='tight', pad_inches=.05)
-    few = Image.open(drawn).convert('RGB').quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
+    few = Image.open(drawn).convert('RGB').quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     few.save(light, format='png', optimize=True)
     return light.getvalue()
 
@@ -83,27 +83,30 @@ def _array(o):
     return o.detach().cpu().numpy() if hasattr(o, 'detach') else np.asarray(o)
 
 # %% ../../nbs/interpret/01_plots.ipynb #6573c28f
-def _scatter(ax, xy, y, classes, title):
-    "Draw the points, class by class, and return the classes that occur"
+def _looks(ys, classes):
+    "The classes that occur, and how each looks on every map of a figure"
+    found = sorted({int(c) for y in ys for c in np.unique(_array(y))})
+    if not found: raise ValueError('no points to draw')
+    if not 0 <= found[0] <= found[-1] < len(classes): raise ValueError(f'labels run from {found[0]} to {found[-1]} with {len(classes)} class names')
+    if len(found) > 90: raise ValueError(f'{len(found)} classes, and 90 can be told apart: pass the rows of fewer')
+    return {c: dict(_look(c if len(classes) <= 90 else i), label=str(classes[c])) for i,c in enumerate(found)}
+
+# %% ../../nbs/interpret/01_plots.ipynb #3ce0f139
+def _scatter(ax, xy, y, looks, title):
+    "Draw the points of one map"
     xy,y = _array(xy),_array(y)
     name = f'map {title!r}' if title else 'map'
     if xy.shape[1:] != (2,) or y.shape != xy.shape[:1]: raise ValueError(f'{name}: points {xy.shape} and labels {y.shape}: pass [n, 2] and [n]')
-    if not len(y): raise ValueError(f'{name}: no points to draw')
     if not np.isfinite(xy).all(): raise ValueError(f'{name}: point {int((~np.isfinite(xy)).any(1).argmax())} is NaN or infinite: drop such rows')
-    if not 0 <= y.min() <= y.max() < len(classes): raise ValueError(f'{name}: labels run from {y.min()} to {y.max()} with {len(classes)} class names')
-    found = np.unique(y).tolist()
-    if len(found) > 90: raise ValueError(f'{name}: {len(found)} classes, and 90 can be told apart: pass the rows of fewer')
     size = np.clip(4000/len(y), 4, 16)
-    for part in range(4): # in turns, so that no class lies on top of all others
-        for i,c in enumerate(found): ax.scatter(*xy[y == c][part::4].T, s=size, alpha=.75, linewidths=0, **_look(c if len(classes) <= 90 else i))
+    for part in range(4):
+        for c,look in looks.items(): ax.scatter(*xy[y == c][part::4].T, s=size, alpha=.75, linewidths=0, **look)
     ax.set(xlabel='first axis (no unit)', ylabel='second axis (no unit)', xticks=[], yticks=[], title=title or '')
-    return found
 
 # %% ../../nbs/interpret/01_plots.ipynb #bc41b563
-def _classes(found, classes):
+def _classes(looks):
     "Legend entries of classes, and in how many columns"
-    handles = [Line2D([], [], ls='', label=str(classes[c]), **_look(c if len(classes) <= 90 else i)) for i,c in enumerate(found)]
-    return dict(handles=handles, ncols=-(-len(found)//14), handlelength=1)
+    return dict(handles=[Line2D([], [], ls='', **look) for look in looks.values()], ncols=-(-len(looks)//14), handlelength=1)
 
 # %% ../../nbs/interpret/01_plots.ipynb #2b36beaf
 @plt.rc_context(style)
@@ -114,8 +117,10 @@ def plot_map(xy, # Points, [n, 2], e.g. from `embed`
              ax=None # Draw here instead of on a figure of its own
             )->Figure:
     "A map of rows, coloured by class"
-    ax = _figure(3.4 + .6*(len(np.unique(_array(y)))//15), 2.4, ax)
-    ax.legend(**_classes(_scatter(ax, xy, y, classes, title), classes), loc='center left', bbox_to_anchor=(1, .5))
+    looks = _looks([y], classes)
+    ax = _figure(3.4 + .6*((len(looks)-1)//14), 2.4, ax)
+    _scatter(ax, xy, y, looks, title)
+    ax.legend(**_classes(looks), loc='center left', bbox_to_anchor=(1, .5))
     return ax.figure
 
 # %% ../../nbs/interpret/01_plots.ipynb #96d42db1
@@ -125,9 +130,10 @@ def plot_maps(maps:dict, # Titles, and the points and classes of each map: `{tit
              )->Figure:
     "Maps side by side, with one legend"
     if not maps: raise ValueError('no maps to draw')
+    looks = _looks([y for _,y in maps.values()], classes)
     fig,axs = _panels(len(maps), width=2., height=2.)
-    found = sorted({c for ax,(title,(xy,y)) in zip(axs, maps.items()) for c in _scatter(ax, xy, y, classes, title)})
-    fig.legend(**_classes(found, classes), loc='outside right center')
+    for ax,(title,(xy,y)) in zip(axs, maps.items()): _scatter(ax, xy, y, looks, title)
+    fig.legend(**_classes(looks), loc='outside right center')
     return fig
 
 # %% ../../nbs/interpret/01_plots.ipynb #e9b0a521
@@ -297,7 +303,7 @@ def plot_code_heatmap(means, # Class means of the codes, [C, F']
     if means.shape != shape: raise ValueError(f'means {means.shape} for {shape[0]} classes and {shape[1]} features: pass [C, F]')
     if not np.isfinite(means).any(): raise ValueError(f'means {means.shape}: no finite number to draw')
     ax = _figure(4., min(6., 1. + .14*len(classes)), ax)
-    image = ax.imshow(means, aspect='auto', interpolation='nearest', cmap=plt.get_cmap('Blues').with_extremes(bad='.75'), 
+    image = ax.imshow(means, aspect='auto', interpolation='nearest', cmap=plt.get_cmap('Blues').with_extremes(bad='.75'),
                       vmin=min(0, np.nanmin(means)), vmax=np.nanmax(means) or 1)
     at,rows = (range(0, n, next(s for s in _steps if n <= most*s)) for n,most in zip(shape[::-1], (24, 40)))
     ax.set_xticks(at, [str(int(features[i])) for i in at], rotation=90 if len(at) > 12 else 0)
@@ -314,6 +320,7 @@ def _picture(images, row):
     o = _array(images[row])
     o = o[0] if o.ndim == 3 and len(o) == 1 else o.transpose(1, 2, 0) if o.ndim == 3 and len(o) == 3 else o
     if o.ndim != 2 and o.shape[2:] != (3,): raise ValueError(f'image {row} has shape {o.shape}: pass [H, W], [1, H, W] or [3, H, W]')
+    if not np.isfinite(o).all(): raise ValueError(f'image {row} holds NaN or infinity: look there first')
     return o.astype(float)
 
 # %% ../../nbs/interpret/01_plots.ipynb #36ffdbde
