@@ -30,42 +30,47 @@ class Symbol:
     line: int # Where its definition begins in the cell
 
 # %% ../nbs/site.ipynb #d66def1a
+def _name(node, owner=None):
+    patched = any(ast.unparse(o).split('(')[0] == 'patch' for o in node.decorator_list)
+    if patched: owner = ast.unparse(node.args.args[0].annotation)
+    return f'{owner}.{node.name}' if owner else node.name
+
+# %% ../nbs/site.ipynb #320e6500
 def _decorators(node):
     names = [ast.unparse(o) for o in node.decorator_list]
     own = [o for o in names if o.split('(')[0] not in ('patch', 'dataclass')]
     return own + ['property']*('patch(as_prop=True)' in names)
 
-def _name(node, owner):
-    if any(ast.unparse(o).split('(')[0] == 'patch' for o in node.decorator_list): owner = ast.unparse(node.args.args[0].annotation)
-    return f'{owner}.{node.name}' if owner else node.name
-
-# %% ../nbs/site.ipynb #320e6500
-def _written(name, annotation, default):
+# %% ../nbs/site.ipynb #7379a9f6
+def _written(name, annotation=None, default=None):
     return name + (f':{ast.unparse(annotation)}' if annotation else '') + (f'={ast.unparse(default)}' if default else '')
 
-def _arguments(node):
-    "Parameters as (node, text), without `self`"
-    if isinstance(node, ast.ClassDef):
-        init = next((o for o in node.body if getattr(o, 'name', '') == '__init__'), None)
-        if init: return _arguments(init)
-        return [(o, _written(o.target.id, o.annotation, o.value)) for o in node.body if isinstance(o, ast.AnnAssign)]
-    a = node.args
+def _arguments(a):
+    "Parameters of a function as (node, text), without `self`"
     plain = [*a.posonlyargs, *a.args]
     defaults = [None]*(len(plain) - len(a.defaults)) + a.defaults
     res = [(o, _written(o.arg, o.annotation, d)) for o,d in zip(plain, defaults) if o.arg not in ('self', 'cls')]
-    if a.vararg: res.append((a.vararg, '*' + _written(a.vararg.arg, a.vararg.annotation, None)))
+    if a.vararg: res.append((a.vararg, _written('*' + a.vararg.arg, a.vararg.annotation)))
     elif a.kwonlyargs: res.append((None, '*'))
     res += [(o, _written(o.arg, o.annotation, d)) for o,d in zip(a.kwonlyargs, a.kw_defaults)]
-    return res + ([(a.kwarg, '**' + _written(a.kwarg.arg, a.kwarg.annotation, None))] if a.kwarg else [])
+    return res + ([(a.kwarg, _written('**' + a.kwarg.arg, a.kwarg.annotation))] if a.kwarg else [])
+
+# %% ../nbs/site.ipynb #9601614e
+def _takes(node):
+    if isinstance(node, ast.FunctionDef): return _arguments(node.args)
+    init = next((o for o in node.body if getattr(o, 'name', '') == '__init__'), None)
+    if init: return _arguments(init.args)
+    return [(o, _written(o.target.id, o.annotation, o.value)) for o in node.body if isinstance(o, ast.AnnAssign)]
 
 # %% ../nbs/site.ipynb #6a0d69d7
 def _signature(node, width=88):
-    head = [f'@{o}\n' for o in _decorators(node)] + ['class ' if isinstance(node, ast.ClassDef) else 'def ', node.name]
-    args,returns = [o for _,o in _arguments(node)],getattr(node, 'returns', None)
-    tail = f'->{ast.unparse(returns)}' if returns else ''
-    if isinstance(node, ast.ClassDef) and not args: return ''.join(head)
-    one = f"{''.join(head)}({', '.join(args)}){tail}"
-    return one if len(one.splitlines()[-1]) <= width else ''.join(head) + '(\n    ' + ',\n    '.join(args) + f'\n){tail}'
+    kind = 'class' if isinstance(node, ast.ClassDef) else 'def'
+    above = ''.join(f'@{o}\n' for o in _decorators(node))
+    args,returns = [o for _,o in _takes(node)],getattr(node, 'returns', None)
+    tail = f')->{ast.unparse(returns)}' if returns else ')'
+    if kind == 'class' and not args: return f'{above}class {node.name}'
+    line = f"{kind} {node.name}({', '.join(args)}{tail}"
+    return above + (line if len(line) <= width else f'{kind} {node.name}(\n    ' + ',\n    '.join(args) + f'\n{tail}')
 
 # %% ../nbs/site.ipynb #1d7e23a4
 def _comments(src):
@@ -73,36 +78,42 @@ def _comments(src):
     return {o.start[0]: o.string.lstrip('#').strip() for o in tokens if o.type == tokenize.COMMENT}
 
 def _params(node, comments):
-    args = [(o.end_lineno, getattr(o, 'arg', None) or o.target.id) for o,_ in _arguments(node) if o]
+    args = [(o.end_lineno, getattr(o, 'arg', None) or o.target.id) for o,_ in _takes(node) if o]
     if returns := getattr(node, 'returns', None): args.append((returns.end_lineno, 'returns'))
     body = node.body[0].lineno if isinstance(node, ast.FunctionDef) else float('inf')
     return {name: comments[line] for line,name in dict(args).items() if line in comments and line < body}
 
 # %% ../nbs/site.ipynb #00413512
-def symbols(src:str, # Source of an exported cell
+def _found(nodes, comments, owner=None):
+    for node in nodes:
+        if not isinstance(node, (ast.FunctionDef, ast.ClassDef)): continue
+        doc,name = ast.get_docstring(node) or '',_name(node, owner)
+        method = '.' in name or node.name.startswith('__')
+        if re.search(r'(^|\.)_(?!_)', name) or (method and not doc): continue
+        yield Symbol(name, _signature(node), doc, _params(node, comments), node.lineno)
+        if isinstance(node, ast.ClassDef): yield from _found(node.body, comments, node.name)
+
+def symbols(src:str # Source of an exported cell, or of a module
            )->list: # Of `Symbol`
-    "What the cell defines for others: functions, classes, and methods that have a docstring"
-    comments = _comments(src)
-    def found(nodes, owner=None):
-        for node in nodes:
-            if not isinstance(node, (ast.FunctionDef, ast.ClassDef)): continue
-            doc,dunder = ast.get_docstring(node) or '',node.name.startswith('__')
-            if (node.name.startswith('_') and not dunder) or ((owner or dunder) and not doc): continue
-            yield Symbol(_name(node, owner), _signature(node), doc, _params(node, comments), node.lineno)
-            if isinstance(node, ast.ClassDef): yield from found(node.body, node.name)
-    return list(found(ast.parse(src).body))
+    "What the source defines for others: functions, classes, and methods that have a docstring"
+    return list(_found(ast.parse(src).body, _comments(src)))
 
 # %% ../nbs/site.ipynb #774843f9
+def _rows(params):
+    bar = r'\|'
+    return [f"| `{k}` | {v.replace('|', bar)} |" for k,v in params.items()]
+
 def symbol_md(s:Symbol,
               level:int=3, # Of the heading
               source:str='', # Address of the source
               signature:bool=True # Show it? Not where the code follows anyway
              )->str: # Markdown
     "How a page shows a symbol"
-    link = f'<a class="source" href="{source}">source</a>\n\n' if source else ''
-    parts = [f'<div id="{s.name}"></div>\n\n{{.symbol}}\n{"#"*level} {s.name.replace("_", chr(92) + "_")}', link.strip()] + ([f'```python\n{s.signature}\n```'] if signature else []) + [s.doc]
-    rows = [f'| `{k}` | {v.replace("|", chr(92) + "|")} |' for k,v in s.params.items()]
-    if rows and signature: parts.append('\n'.join(['| parameter | meaning |', '|---|---|', *rows]))
+    parts = [f'<div id="{s.name}"></div>', '{.symbol}\n' + '#'*level + ' ' + s.name.replace('_', r'\_')]
+    if source: parts.append(f'<a class="source" href="{source}">source</a>')
+    if signature: parts.append(f'```python\n{s.signature}\n```')
+    parts.append(s.doc)
+    if s.params and signature: parts.append('\n'.join(['| parameter | meaning |', '|---|---|', *_rows(s.params)]))
     return '\n\n'.join(o for o in parts if o)
 
 # %% ../nbs/site.ipynb #161c2b2c
@@ -130,11 +141,18 @@ class Page:
     def url(self): return self.path.with_name(re.sub(r'^\d+[a-z]?_', '', self.path.stem)).as_posix()
 
 # %% ../nbs/site.ipynb #c9715ff9
-def _head(cell, path, byline):
-    m = re.match(r'# (\S[^\n]*)\n+((?:>[^\n]*\n?)+)((?:\s*- \w+: *\S+\n?)*)(.*)', cell.source.strip(), re.S) if cell.cell_type == 'markdown' else None
+_title = re.compile(r"""\#\ (?P<title>\S[^\n]*)\n+        # the title
+                        (?P<lead>(?:>[^\n]*\n?)+)          # what it is for
+                        (?:\s*-\ \w+:\ *\S+\n?)*           # settings for nbdev
+                        (?P<rest>.*)""", re.X | re.S)
+
+def _head(cell, path, byline=''):
+    "The first cell of a page"
+    m = _title.match(cell.source.strip()) if cell.cell_type == 'markdown' else None
     if not m: raise ValueError(f'{path} must begin with a cell that holds a "# title" and a "> line" that says what it is for')
-    lead = ' '.join(o.lstrip('> ') for o in m[2].splitlines())
-    return new_markdown_cell('\n\n'.join(o for o in (f'# {m[1]}', '{.lead}\n' + lead, '{.byline}\n' + byline if byline else '', m[4].strip()) if o))
+    lead = ' '.join(o.lstrip('> ') for o in m['lead'].splitlines())
+    parts = [f"# {m['title']}", f'{{.lead}}\n{lead}', byline and f'{{.byline}}\n{byline}', m['rest'].strip()]
+    return new_markdown_cell('\n\n'.join(o for o in parts if o))
 
 # %% ../nbs/site.ipynb #324629df
 def _lines(md):
@@ -152,16 +170,19 @@ def _level(md, level):
     return level
 
 # %% ../nbs/site.ipynb #20fb1ea7
-def _exported(cell, page, level, source):
-    "Cells for an exported cell: its symbols, and its code"
+def _exported(cell, level, sources):
+    "Symbols of an exported cell, and the cells that show them"
     src,shown = _code(cell.source),'exports' in directives(cell.source)
-    if all(isinstance(o, (ast.Import, ast.ImportFrom)) for o in ast.parse(src).body): return []
-    new = symbols(src)
-    page.symbols += new
-    docs = [new_markdown_cell(symbol_md(o, min(level + 1, 6), source.get(o.name, ''), not shown)) for o in new]
-    return docs + [new_code_cell(src, outputs=cell.outputs, metadata=dict(tags=[] if shown else ['hide-input']))]
+    if all(isinstance(o, (ast.Import, ast.ImportFrom)) for o in ast.parse(src).body): return [],[]
+    found = symbols(src)
+    docs = [new_markdown_cell(symbol_md(o, min(level + 1, 6), sources.get(o.name, ''), not shown)) for o in found]
+    return found,[*docs, new_code_cell(src, outputs=cell.outputs, metadata=dict(tags=[] if shown else ['hide-input']))]
 
 # %% ../nbs/site.ipynb #66d370e5
+def _kept(cell):
+    if cell.cell_type == 'markdown': return new_markdown_cell(cell.source)
+    return new_code_cell(_code(cell.source), outputs=cell.outputs, metadata=dict(tags=cell.metadata.get('tags', [])))
+
 def make_page(path, # The notebook, relative to the folder of all notebooks
               nb, # What `nbformat` read
               sources:dict={}, # For each module, addresses of its source and of the source of each symbol
@@ -169,16 +190,16 @@ def make_page(path, # The notebook, relative to the folder of all notebooks
              )->Page:
     "The page of a notebook"
     says = [directives(o.source) if o.cell_type == 'code' else {} for o in nb.cells]
-    page = Page(Path(path), [], next((o['default_exp'] for o in says if 'default_exp' in o), None))
-    source = sources.get(page.module, {})
-    if source: byline = f"[{page.module.replace('.', '/')}.py]({source['']}) · {byline}"
-    page.cells,level = [_head(nb.cells[0], path, byline)],1
+    module = next((o['default_exp'] for o in says if 'default_exp' in o), None)
+    source,level = sources.get(module, {}),1
+    if source: byline = f"[{module.replace('.', '/')}.py]({source['']}) · {byline}"
+    page = Page(Path(path), [_head(nb.cells[0], path, byline)], module)
     for cell,said in list(zip(nb.cells, says))[1:]:
         if cell.cell_type == 'markdown': level = _level(cell.source, level)
         if {'hide', 'default_exp'} & said.keys() or cell.cell_type == 'raw' or not cell.source.strip(): continue
-        if {'export', 'exports', 'exporti'} & said.keys(): page.cells += _exported(cell, page, level, source)
-        elif cell.cell_type == 'markdown': page.cells.append(new_markdown_cell(cell.source))
-        else: page.cells.append(new_code_cell(_code(cell.source), outputs=cell.outputs, metadata=dict(tags=cell.metadata.get('tags', []))))
+        found,cells = _exported(cell, level, source) if {'export', 'exports', 'exporti'} & said.keys() else ([], [_kept(cell)])
+        page.symbols += found
+        page.cells += cells
     return page
 
 # %% ../nbs/site.ipynb #3a39230c
@@ -191,7 +212,7 @@ def link_targets(pages:list, # Of `Page`
         res[f'{lib}.{p.module}'] = [f'{p.url}.html']
         for s in p.symbols:
             short = f"{p.module.split('.')[-1]}.{s.name}"
-            for name in {s.name, short, f'{lib}.{p.module}.{s.name}'}: res.setdefault(name, []).append(f'{p.url}.html#{s.name}')
+            for name in (s.name, short, f'{lib}.{p.module}.{s.name}'): res.setdefault(name, []).append(f'{p.url}.html#{s.name}')
     return res
 
 # %% ../nbs/site.ipynb #69e5668c
@@ -203,12 +224,14 @@ def link(md:str, # Markdown
          targets:dict # What `link_targets` gave
         )->str: # Markdown
     "Link names in backticks, and turn links to notebooks into links to pages"
-    def one(m):
+    def name(m):
         found = targets.get(m[2].removesuffix('()'), []) if m[1] == '`' else []
         own = [o for o in found if o.startswith(page.url + '.html')]
         if not own and len(found) != 1: return m[0]
-        return f'<a href="{posixpath.relpath((own or found)[0], posixpath.dirname(page.url) or ".")}"><code>{m[2]}</code></a>'
-    return '\n'.join(o if code or o.startswith('#') else _notebook.sub(r'](\1\2)', _spans.sub(one, o)) for o,code in _lines(md))
+        href = posixpath.relpath((own or found)[0], posixpath.dirname(page.url) or '.')
+        return f'<a href="{href}"><code>{m[2]}</code></a>'
+    line = lambda o: _notebook.sub(r'](\1\2)', _spans.sub(name, o))
+    return '\n'.join(o if code or o.startswith('#') else line(o) for o,code in _lines(md))
 
 # %% ../nbs/site.ipynb #8e48f0f7
 def _text_outputs(cell):
@@ -223,27 +246,28 @@ def readme(nb, # The index notebook
     parts = ['<!-- Written by sae_site from the index notebook: edit that one -->']
     for c in nb.cells:
         if c.cell_type == 'markdown': parts.append(re.sub(r'\]\((?=[^):]*\.ipynb)', f']({nbs}/', c.source.strip()))
-        elif c.cell_type == 'code' and 'hide' not in directives(c.source) and _code(c.source): parts += [f'```python\n{_code(c.source)}\n```', *_text_outputs(c)]
+        elif 'hide' not in directives(c.source) and _code(c.source): parts += [f'```python\n{_code(c.source)}\n```', *_text_outputs(c)]
     return '\n\n'.join(parts) + '\n'
 
 # %% ../nbs/site.ipynb #86c72678
-CHAPTERS = dict(foundations='Foundations', sae='Sparse autoencoders', sharpening='Sharpening', metrics='Metrics', cycle='The cycle', interpret='Interpretation',
-                experiments='Experiments', tutorials='Tutorials', reproductions='Reproductions', benchmarks='Benchmarks')
+CHAPTERS = dict(foundations='Foundations', sae='Sparse autoencoders', sharpening='Sharpening', metrics='Metrics', cycle='The cycle',
+                interpret='Interpretation', experiments='Experiments', tutorials='Tutorials', reproductions='Reproductions',
+                benchmarks='Benchmarks', **{'.': 'Development'})
 
 def contents(pages:list # Of `Page`
             )->list: # Markdown, a table of contents for each chapter
     "Pages by chapter, in the order of their numbers"
-    chapter = lambda p: p.path.parts[0] if len(p.path.parts) > 1 else ''
-    order,found = [*CHAPTERS, ''],{}
-    for p in sorted(pages, key=lambda p: (order.index(chapter(p)) if chapter(p) in order else len(order), p.path)):
-        if p.url != 'index': found.setdefault(chapter(p), []).append(p.url)
-    return ['\n'.join(['```{toctree}', ':hidden:', f":caption: {CHAPTERS.get(k, k.capitalize() or 'Development')}", *v, '```']) for k,v in found.items()]
+    by_chapter = {o: [] for o in CHAPTERS}
+    for p in sorted(pages, key=lambda p: p.path):
+        if p.url != 'index': by_chapter.setdefault(p.path.parent.as_posix(), []).append(p.url)
+    toc = lambda caption, urls: '\n'.join(['```{toctree}', ':hidden:', f':caption: {caption}', *urls, '```'])
+    return [toc(CHAPTERS.get(k, k.capitalize()), v) for k,v in by_chapter.items() if v]
 
 # %% ../nbs/site.ipynb #cee5eeae
 def setup(app):
     "Register MathML with Sphinx"
-    from docutils.nodes import SkipNode
-    from latex2mathml.converter import convert # with Sphinx, only in the dev extra
+    from docutils.nodes import SkipNode # these come with the dev extra
+    from latex2mathml.converter import convert
     def draw(display):
         def f(self, node):
             self.body.append(convert(node.astext(), display=display))
@@ -253,43 +277,25 @@ def setup(app):
     return dict(parallel_read_safe=True, parallel_write_safe=True)
 
 # %% ../nbs/site.ipynb #39a83af4
-_css = """
-.lead { font-size: 1.15rem; opacity: .8; margin-top: 0 }
-.byline { font-size: .8rem }
-section.symbol > h3, section.symbol > h4, section.symbol > h5 { font: 600 1.05rem var(--font-stack--monospace); border-top: 1px solid var(--color-background-border); padding-top: 1rem }
-p:has(> a.source) { float: right; font-size: .75rem; margin: -2.4rem 0 0 }
-section.symbol table.docutils { margin-left: 0; font-size: .85rem; box-shadow: none }
-section.symbol thead { display: none }
-.cell_output img { background: white; border-radius: .3rem; padding: .2rem }
-.cell_output div.output { overflow-x: auto }
-.cell_output table.dataframe { border: none; border-collapse: collapse; font-size: .85rem }
-.cell_output table.dataframe :is(th, td) { border: none; border-bottom: 1px solid var(--color-background-border); padding: .2rem .6rem; text-align: right }
-div.cell details.hide { border: none; box-shadow: none }
-div.cell details.hide > summary > p.admonition-title { background: none; color: var(--color-foreground-muted); padding: 0 .2rem }
-div.cell details.hide > summary > p.admonition-title::before { display: none }
-math { font-family: "STIX Two Math", "Cambria Math", "Latin Modern Math", "DejaVu Math TeX Gyre", math, serif }
-@media (min-width: 100em) { .content { width: 54em } .sidebar-drawer { width: calc(50% - 30em) } }
-"""
-
 _extensions = ['myst_nb', 'sae_ception.site']
-_myst = ['attrs_block', 'colon_fence', 'deflist', 'dollarmath']
+_markdown = ['attrs_block', 'colon_fence', 'deflist', 'dollarmath']
 _python = dict(kernelspec=dict(name='python3', display_name='Python 3', language='python'), language_info=dict(name='python'))
 
-# %% ../nbs/site.ipynb #0089a266
 def _configuration(cfg, static):
     return dict(project=cfg['title'], author=cfg['author'], project_copyright=cfg['copyright'], version=cfg['version'], html_title=cfg['title'],
-                extensions=_extensions, myst_enable_extensions=_myst, myst_dmath_allow_space=False, myst_dmath_allow_digits=False,
+                extensions=_extensions, myst_enable_extensions=_markdown, myst_dmath_allow_space=False, myst_dmath_allow_digits=False,
                 nb_execution_mode='off', nb_merge_streams=True, nb_code_prompt_show='Show the code', nb_code_prompt_hide='Hide the code',
                 html_theme='furo', html_math_renderer='mathml', html_static_path=[str(static)], html_css_files=['site.css'],
                 html_copy_source=False, html_show_sphinx=False, html_use_index=False)
 
-# %% ../nbs/site.ipynb #c94e3b9b
+# %% ../nbs/site.ipynb #0089a266
 def _sphinx(src, out, cfg):
     from sphinx.application import Sphinx # slow to import, and only developers have it
     from sphinx.util.docutils import docutils_namespace,patch_docutils
     said = io.StringIO()
+    config = _configuration(cfg, src/'_static')
     with patch_docutils(),docutils_namespace():
-        Sphinx(src, None, out, out.parent/'doctrees', 'html', _configuration(cfg, src/'_static'), status=None, warning=said).build(force_all=True)
+        Sphinx(src, None, out, out.parent/'doctrees', 'html', config, status=None, warning=said).build(force_all=True)
     warnings = re.sub(r'\x1b\[[\d;]*m', '', said.getvalue()).replace(f'{src}/', '').strip()
     if warnings: raise ValueError(f'the site has warnings:\n{warnings}')
 
@@ -306,35 +312,46 @@ class _Html(HTMLParser):
             if k == 'id': self.ids.add(v)
             elif k in ('href', 'src'): (self.links if tag == 'a' else self.loads).append(v)
 
+# %% ../nbs/site.ipynb #d74cc578
+def _leads(file, ref, pages):
+    "Does a reference without a host lead somewhere?"
+    url = urlsplit(ref)
+    to = (file.parent/unquote(url.path)).resolve() if url.path else file
+    if not url.fragment or to.suffix != '.html': return to.is_file()
+    return to in pages and unquote(url.fragment) in pages[to].ids
+
 def broken_links(site # Folder of HTML files
                 )->list: # Such as `sae/coders.html: core.html#Rnu`
     "References to files and anchors that do not exist, and to other hosts' files"
-    pages,bad = {o: _Html(o.read_text(encoding='utf-8')) for o in sorted(Path(site).rglob('*.html'))},[]
+    site,bad = Path(site).resolve(),[]
+    pages = {o: _Html(o.read_text(encoding='utf-8')) for o in sorted(site.rglob('*.html'))}
     for file,page in pages.items():
-        for ref in page.links + page.loads:
-            url = urlsplit(ref)
-            to = (file.parent/unquote(url.path)).resolve() if url.path else file.resolve()
-            if url.scheme or url.netloc: wrong = ref in page.loads and url.scheme != 'data'
-            else: wrong = not to.is_file() or (url.fragment and to.suffix == '.html' and unquote(url.fragment) not in pages[to].ids)
-            if wrong: bad.append(f'{file.relative_to(site).as_posix()}: {ref}')
+        local = lambda ref: not (urlsplit(ref).scheme or urlsplit(ref).netloc)
+        wrong = [o for o in page.links + page.loads if local(o) and not _leads(file, o, pages)]
+        wrong += [o for o in page.loads if not local(o) and not o.startswith('data:')]
+        bad += [f'{file.relative_to(site).as_posix()}: {o}' for o in wrong]
     return bad
 
 # %% ../nbs/site.ipynb #bcbf68d8
+def _write(pages, folder, css, targets):
+    "What Sphinx reads"
+    for p in pages:
+        cells = [new_markdown_cell(link(o.source, p, targets)) if o.cell_type == 'markdown' else o for o in p.cells]
+        if p.url == 'index': cells += [new_markdown_cell(o) for o in contents(pages)]
+        (folder/p.url).parent.mkdir(parents=True, exist_ok=True)
+        nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=_python), folder/f'{p.url}.ipynb')
+    (folder/'_static').mkdir()
+    (folder/'_static/site.css').write_text(css, encoding='utf-8')
+
 def write_site(pages:list, # Of `Page`; one of them is the index
                out, # Folder to put the site in; emptied first
-               cfg:dict # What `settings.ini` says
+               cfg:dict, # What `settings.ini` says
+               css:str='' # Style to add
               ):
     "Build the site, or say what is wrong with it"
-    targets = link_targets(pages, cfg['lib_name'])
     with tempfile.TemporaryDirectory() as tmp:
         src,html = Path(tmp).resolve()/'pages',Path(tmp).resolve()/'html'
-        for p in pages:
-            cells = [new_markdown_cell(link(o.source, p, targets)) if o.cell_type == 'markdown' else o for o in p.cells]
-            if p.url == 'index': cells += [new_markdown_cell(o) for o in contents(pages)]
-            (src/p.url).parent.mkdir(parents=True, exist_ok=True)
-            nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=_python), src/f'{p.url}.ipynb')
-        (src/'_static').mkdir()
-        (src/'_static/site.css').write_text(_css)
+        _write(pages, src, css, link_targets(pages, cfg['lib_name']))
         _sphinx(src, html, cfg)
         if bad := broken_links(html): raise ValueError('links lead nowhere:\n' + '\n'.join(bad))
         shutil.rmtree(out, ignore_errors=True)
@@ -369,7 +386,8 @@ def sae_site():
     cfg = dict(parser['DEFAULT'])
     index = Path(cfg['nbs_path'], cfg['readme_nb'])
     Path('README.md').write_text(readme(nbformat.read(index, 4), cfg['nbs_path']), encoding='utf-8')
-    pages = read_pages(cfg)
-    try: write_site(pages, cfg['doc_path'], cfg)
+    try:
+        pages = read_pages(cfg)
+        write_site(pages, cfg['doc_path'], cfg, Path(cfg['nbs_path'], 'site.css').read_text(encoding='utf-8'))
     except ValueError as e: raise SystemExit(str(e))
     print(f"README.md and {len(pages)} pages: {cfg['doc_path']}/index.html")
