@@ -182,6 +182,7 @@ def versions()->dict: # Package names and versions
         except PackageNotFoundError: return None
     return {'python': platform.python_version(), **{o: one(o) for o in _packages}}
 
+# %% ../nbs/foundations/00_core.ipynb #4bce9972
 class Run:
     "A directory that holds everything one experiment made"
     def __init__(self,
@@ -194,6 +195,7 @@ class Run:
 
     def __repr__(self): return f'Run({self.path.name}, {self.hash})'
 
+# %% ../nbs/foundations/00_core.ipynb #41ed92d0
 @patch
 def _claim(self:Run):
     "Make the directory ours, or say whose it is"

@@ -103,12 +103,14 @@ class CycleConfig:
     @property
     def parsed(self): return [parse_arm(o, self.aux_weight) for o in self.arms]
 
-    def _check_k(self, arm):
-        if arm.strategy not in STRATEGIES: return
-        k,l0 = SharpenConfig(arm.strategy, self.k).count(self.sae.width),self.sae.k
-        drops = arm.strategy in ('per_class', 'per_example', 'discriminative', 'shuffled')
-        check(not (drops and self.sae.activation == 'topk' and k >= l0), self, 'k',
-              f'keeps {k} features and the SAE has only L0={l0} on, so {arm.strategy} sharpens nothing; choose less than {l0}, or a larger k for the SAE')
+# %% ../nbs/cycle/00_cycle.ipynb #e862a8fc
+@patch
+def _check_k(self:CycleConfig, arm):
+    if arm.strategy not in STRATEGIES: return
+    k,l0 = SharpenConfig(arm.strategy, self.k).count(self.sae.width),self.sae.k
+    drops = arm.strategy in ('per_class', 'per_example', 'discriminative', 'shuffled')
+    check(not (drops and self.sae.activation == 'topk' and k >= l0), self, 'k',
+          f'keeps {k} features and the SAE has only L0={l0} on, so {arm.strategy} sharpens nothing; choose less than {l0}, or a larger k for the SAE')
 
 # %% ../nbs/cycle/00_cycle.ipynb #a6f204c1
 @dataclass

@@ -192,10 +192,8 @@ def train_saes(train:torch.Tensor, # Activations [M, N, d]
     "Train M SAEs together, each on its own activations"
     M,N,d = train.shape
     seeds = list(range(M)) if seeds is None else seeds
-    for name,o in dict(train=train, validation=validation).items():
-        if not o.isfinite().all(): raise ValueError(f'the {name} activations hold {(~o.isfinite()).sum()} numbers that are not finite: remove those rows or mend the model')
     device = pick_device(str(device))
-    train,validation = train.detach().to(device, torch.float32),validation.detach().to(device, torch.float32)
+    train,validation = (_checked(name, o).to(device, torch.float32) for name,o in dict(train=train, validation=validation).items())
     spread = train.var(1, correction=0).sum(-1)
     if (spread <= 0).any(): raise ValueError('the activations are constant, so there is nothing to reconstruct: choose another site')
     scale = (d / spread).sqrt() if config.loss == 'fvu' else torch.ones_like(spread)
@@ -207,10 +205,15 @@ def train_saes(train:torch.Tensor, # Activations [M, N, d]
     _fit(state, train, validation, variance, Checkpoint(checkpoint))
     coder.load_state_dict(state.best)
     with torch.no_grad():
-        for b,members in ((coder.b_enc, scale[:, None]), (coder.b_dec, scale[:, None])): b.div_(members)
+        for b in (coder.b_enc, coder.b_dec): b.div_(scale[:, None])
     return coder.cpu().split(),[[dict(epoch=i, **{k: v[m] for k,v in row.items()}) for i,row in enumerate(state.history)] for m in range(M)]
 
 # %% ../../nbs/sae/02_training.ipynb #c0303ef6
+def _checked(name, x):
+    bad = (~x.isfinite()).sum()
+    if bad: raise ValueError(f'the {name} activations hold {bad} numbers that are not finite: remove those rows or mend the model')
+    return x.detach()
+
 def _fit(s, train, validation, variance, checkpoint):
     (M,N,_),B = train.shape,min(s.config.batch_size, train.shape[1])
     per_epoch,members = -(-N//B),torch.arange(M, device=train.device)[:, None]
