@@ -71,7 +71,7 @@ def arm_loss(arm:Arm, # How it is done
     if arm.strategy == 'l1': return Auxiliary(weight, loss='l1'),{}
     config = SharpenConfig(arm.strategy, k)
     targets,report = make_targets(acts, sae, n_classes, config, seed, misalign='shuffle' in arm.switches)
-    if 'online' in arm.switches: targets = OnlineTargets(acts, deepcopy(sae), n_classes, config)
+    if 'online' in arm.switches: targets = OnlineTargets(acts, sae, n_classes, config)
     loss = next((o for o in ('mse', 'broadcast') if o in arm.switches), 'cosine')
     return Auxiliary(weight, targets, loss, 'detach' in arm.switches),report
 

@@ -8,10 +8,11 @@ __all__ = ['STRATEGIES', 'class_means', 'top_mask', 'per_class', 'contrast', 'di
            'OnlineTargets']
 
 # %% ../nbs/sharpening/00_sharpening.ipynb #56b264c7
-import warnings
+import copy,warnings
 from dataclasses import dataclass
 
 import torch
+from fastcore.all import patch
 
 from .core import check,generator
 from .sae.coders import SAE
@@ -111,6 +112,17 @@ class Targets:
         if self.values.ndim == 2: return self.values[found]
         return self.values[torch.arange(len(found), device=found.device)[:, None], found]
 
+# %% ../nbs/sharpening/00_sharpening.ipynb #348d9ed4
+@patch(cls_method=True)
+def join(cls:Targets,
+         targets:list, # `Targets` of M models, for the same sample ids
+         device='cpu' # Where the models train
+        )->Targets: # With values [M, N, d]
+    "One lookup for several models"
+    ids = targets[0].sample_id
+    if any(not torch.equal(t.sample_id, ids) for t in targets): raise ValueError('models that train together must have targets for the same sample ids, in one order')
+    return cls(ids.to(device), torch.stack([t.values for t in targets]).to(device))
+
 # %% ../nbs/sharpening/00_sharpening.ipynb #84fceec5
 STRATEGIES = 'per_class','per_example','discriminative','complement','full','ablated','random','shuffled'
 
@@ -191,7 +203,7 @@ class OnlineTargets:
                  config:SharpenConfig=SharpenConfig() # What to keep
                 ):
         check(config.strategy not in ('random', 'shuffled'), config, 'strategy', 'has no online form: its targets do not depend on the activation')
-        self.sae,self.strategy,self.k = sae.requires_grad_(False),config.strategy,config.count(sae.config.width)
+        self.sae,self.strategy,self.k = sae,config.strategy,config.count(sae.config.width)
         means = class_means(sae.encode(acts.h), acts.y, n_classes)
         self.mask = top_mask(contrast(means) if self.strategy == 'discriminative' else means, self.k)
 
@@ -205,3 +217,15 @@ class OnlineTargets:
         mask = self.mask[y] if self.mask.ndim == 2 else self.mask[torch.arange(len(y), device=y.device)[:, None], y]
         keep = dict(per_example=lambda: top_mask(z, self.k), full=lambda: 1, ablated=lambda: 0, complement=lambda: ~mask).get(self.strategy, lambda: mask)
         return self.sae.decode(z*keep())
+
+# %% ../nbs/sharpening/00_sharpening.ipynb #96efc921
+@patch(cls_method=True)
+def join(cls:OnlineTargets,
+         targets:list, # `OnlineTargets` of M models, of one strategy
+         device='cpu' # Where the models train
+        )->OnlineTargets: # For activations [M, B, d]
+    "The online targets of several models"
+    if len({(t.strategy, t.k) for t in targets}) > 1: raise ValueError('models that train together must share one online strategy and k')
+    out = copy.copy(targets[0])
+    out.sae,out.mask = SAE.join([t.sae for t in targets]).to(device),torch.stack([t.mask for t in targets]).to(device)
+    return out

@@ -17,7 +17,7 @@ from torch import nn
 from .core import (Checkpoint,SCHEDULES,check,interruptible,lr_factor,optimizer_tensors,pick_device,progress,restore_optimizer)
 from .data import Batch,order
 from .models import Stack,stackable
-from .sharpening import OnlineTargets,Targets
+from .sharpening import OnlineTargets
 from .sites import Reader,find_site
 
 # %% ../nbs/sharpening/01_training.ipynb #cfbf30d8
@@ -140,25 +140,13 @@ class _Losses:
         self.weight = torch.tensor([float(a.weight) for a in aux], device=device)
         for (loss,kind,detach),ms in forms.items():
             if kind is type(None) and loss != 'l1': continue
-            self.groups.append((torch.tensor(ms, device=device), Auxiliary(1., _join([aux[m].targets for m in ms], device), loss, detach)))
+            targets = None if loss == 'l1' else kind.join([aux[m].targets for m in ms], device)
+            self.groups.append((torch.tensor(ms, device=device), Auxiliary(1., targets, loss, detach)))
 
     def __call__(self, h, y, sample_id):
         out = h.new_zeros(len(h))
         for ms,form in self.groups: out = out.index_add(0, ms, form(h[ms], y[ms], sample_id[ms]))
         return out
-
-# %% ../nbs/sharpening/01_training.ipynb #be2b59d0
-def _join(targets, device):
-    if isinstance(targets[0], Targets):
-        ids = targets[0].sample_id
-        if any(not torch.equal(t.sample_id, ids) for t in targets): raise ValueError('models that train together must have targets for the same sample ids, in one order')
-        return Targets(ids.to(device), torch.stack([t.values for t in targets]).to(device))
-    if not isinstance(targets[0], OnlineTargets): return None
-    out = OnlineTargets.__new__(OnlineTargets)
-    out.sae = type(targets[0].sae).join([t.sae for t in targets]).requires_grad_(False).to(device)
-    out.mask,out.strategy,out.k = torch.stack([t.mask for t in targets]).to(device),targets[0].strategy,targets[0].k
-    if len({(t.strategy, t.k) for t in targets}) > 1: raise ValueError('members that train together must share one online strategy and k')
-    return out
 
 # %% ../nbs/sharpening/01_training.ipynb #8564727c
 class _Progress:
