@@ -21,17 +21,23 @@ from .sharpening import OnlineTargets
 from .sites import Reader,find_site
 
 # %% ../nbs/sharpening/01_training.ipynb #cfbf30d8
-def cosine_loss(h, t): # [..., B, d] each -> [...]
+def cosine_loss(h, # Activations [..., B, d]
+                t # Targets [..., B, d]
+               ): # [...]
     "One less the cosine between activation and target, mean over examples"
     _same(h, t)
     return (1 - F.cosine_similarity(h, t, dim=-1)).mean(-1)
 
-def mse_loss(h, t): # [..., B, d] each -> [...]
+def mse_loss(h, # Activations [..., B, d]
+             t # Targets [..., B, d]
+            ): # [...]
     "Mean squared difference"
     _same(h, t)
     return (h - t).square().mean((-2, -1))
 
-def l1_loss(h, t=None): # [..., B, d] -> [...]
+def l1_loss(h, # Activations [..., B, d]
+            t=None # Has no part in it
+           ): # [...]
     "Mean absolute activation"
     return h.abs().mean((-2, -1))
 
@@ -39,7 +45,9 @@ def _same(h, t):
     if h.shape != t.shape: raise ValueError(f'activations are {list(h.shape)} and targets {list(t.shape)}: they must have one shape, nothing is broadcast')
 
 # %% ../nbs/sharpening/01_training.ipynb #ce47ce80
-def broadcast_loss(h, t): # [..., B, d] each -> [...]
+def broadcast_loss(h, # Activations [..., B, d]
+                   t # Targets [..., B, d]
+                  ): # [...]
     "The published MNIST loss, for reproductions only: it never compares an example with its own target"
     _same(h, t)
     profile = h.mean(-2) / h.square().mean(-2).sqrt().clamp_min(1e-8)
