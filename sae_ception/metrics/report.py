@@ -13,7 +13,7 @@ import torch
 from scipy import stats
 
 from ..activations import collect
-from ..core import generator
+from ..core import generator,plain
 from .clustering import clustering,clustering_docs,contributions
 from .monosemanticity import monosemanticity,monosemanticity_docs
 from .reconstruction import reconstruction,reconstruction_docs
@@ -124,7 +124,7 @@ def compare_arms(table, # One row a run: the columns of `by`, cycle, seed, and m
         if key[0] == control: continue
         other = runs.get((control, *key[1:]), arm.iloc[:0])
         if odd := sorted(set(arm.index) ^ set(other.index)):
-            raise ValueError(f'{dict(zip(group, key))}: seeds {odd} are in this arm or in {control}, not in both; finish these runs, or leave them out by hand')
+            raise ValueError(f'{dict(zip(group, plain(key)))}: seeds {odd} are in this arm or in {control}, not in both; finish these runs, or leave them out by hand')
         rows += [dict(zip(group, key)) | dict(metric=m, mean=arm[m].mean(skipna=False), control_mean=other[m].mean(skipna=False))
                  | paired_difference(arm[m], other[m], level) for m in metrics]
     found = pd.DataFrame(rows, columns=[*group, 'metric', 'n', 'mean', 'control_mean', 'difference', 'low', 'high', 'p', 'effect'])
