@@ -38,13 +38,14 @@ def collect(model:nn.Module, # A classifier
     "Run the model over a split, in its natural order, and keep what it computes"
     site = site or getattr(model, 'site', None)
     if site is None: raise ValueError(f'{type(model).__name__} has no `site` of its own: pass site=, one of `sites(model)`')
-    reader,was_training = Reader(model, site).to(device),model.training
+    reader,modes = Reader(model, site).to(device),{m: m.training for m in model.modules()}
     reader.eval()
     def row(batch):
         logits,h = reader(batch.x)
         return [o.cpu() for o in (h, logits, batch.y, batch.sample_id)]
     try: parts = [row(b) for b in batches(task, split, batch_size, device=device)]
-    finally: model.train(was_training)
+    finally:
+        for m,mode in modes.items(): m.training = mode
     found = Activations(*(torch.cat(o) for o in zip(*parts)), site)
     bad = (~found.h.isfinite().all(1)).sum().item()
     if bad: raise ValueError(f'{bad} of {len(found)} activations at {site} are not finite on the {split} split: look at the model (learning rate?) or choose another site')

@@ -23,7 +23,7 @@ from .models import load_model,make_model,save_model
 from .sae.coders import SAEConfig,load_sae,save_sae
 from .sae.training import SAETrainConfig,train_saes
 from .sharpening import STRATEGIES,OnlineTargets,SharpenConfig,make_targets
-from .sites import find_site
+from .sites import Reader
 from .training import Auxiliary,TrainConfig,finetune
 
 # %% ../nbs/cycle/00_cycle.ipynb #4e6dc70c
@@ -97,6 +97,7 @@ class CycleConfig:
         check(self.cycles >= 0, self, 'cycles', 'must not be negative')
         check(self.aux_weight >= 0, self, 'aux_weight', 'λ must not be negative')
         check(self.protocol in ('continue', 'reinit'), self, 'protocol', 'choose continue or reinit')
+        for o in ('arms', 'seeds'): check(isinstance(getattr(self, o), (tuple, list)), self, o, 'must be a tuple, such as (0, 1)' if o == 'seeds' else "must be a tuple, such as ('control', 'per_class')")
         for o in ('arms', 'seeds'): check(len(set(getattr(self, o))) == len(getattr(self, o)) > 0, self, o, 'give at least one, each once')
         for arm in self.parsed: self._check_k(arm)
 
@@ -206,7 +207,8 @@ def run_cycles(task, # The `Task`
         with tempfile.TemporaryDirectory() as d: return run_cycles(task, config, d)
     probe = make_model(config.model, task, 0)
     site = config.site or probe.site
-    find_site(probe, site)
+    with torch.no_grad(): logits,h = Reader(probe.eval(), site)(task.batch(task.splits['train'][:2]).x)
+    if h.ndim != 2: raise ValueError(f'site={site!r} gives {list(h.shape)} for two examples, and one vector each is needed: choose another site')
     run = Run(path, dict(task=task.name, fingerprint=task.fingerprint, **plain(config)))
     members = [Member(BASE, s) for s in config.seeds]
     rows,last = _one(run, task, config, site, 0, members, members),members

@@ -189,7 +189,6 @@ _pays = nn.Linear,nn.ReLU,nn.GELU,nn.LayerNorm,nn.Identity,nn.Flatten
 def stackable(models:list # Models of any kind
              )->bool:
     "Can these models be trained as one stack, faster than one by one?"
-    shapes = lambda m: {n: p.shape for n,p in m.named_parameters()}
     leaves = [o for m in models for o in m.modules() if not list(o.children())]
     return (len(models) > 1 and all(isinstance(o, _pays) for o in leaves) and not any(True for m in models for _ in m.buffers())
-            and all(type(m) is type(models[0]) and shapes(m) == shapes(models[0]) for m in models[1:]))
+            and all(type(m) is type(models[0]) and repr(m) == repr(models[0]) for m in models[1:]))

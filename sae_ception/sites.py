@@ -95,6 +95,7 @@ class Reader(nn.Module):
 
     def forward(self, x):
         with Capture(self.model, self.site) as got: logits = self.model(x)
+        if self.site not in got.got: raise ValueError(f'site={self.site!r} is never called in a forward: choose a module that computes something')
         return logits,pooled(self.model, got[self.site])
 
 # %% ../nbs/foundations/03_sites.ipynb #2a7259cf

@@ -14,7 +14,7 @@ from scipy import stats
 
 from .core import check
 from .cycle import CycleConfig,parse_arm,run_cycles
-from .metrics.report import compare_arms
+from .metrics.report import compare_arms,metric_docs
 
 # %% ../nbs/cycle/01_study.ipynb #2a617b74
 def spread(arms, # Spellings, as for `parse_arm`
@@ -64,7 +64,7 @@ class Study:
         "Means and intervals by λ in the last cycle, the control as λ = 0"
         last = self.table[self.table.cycle == self.table.cycle.max()]
         free = [m for m in last.method.unique() if last[last.method == m].aux_weight.nunique() > 1]
-        zero = [last[last.method == 'control'].assign(method=m) for m in free]
+        zero = [last[last.method == 'control'].assign(method=m) for m in free if not (last[last.method == m].aux_weight == 0).any()]
         if not free: raise ValueError('no arm was run at more than one λ: give aux_weights')
         return intervals(pd.concat([*zero, last[last.method.isin(free)]]).drop(columns='arm').rename(columns=dict(method='arm')), metrics or self.metrics, ('arm', 'aux_weight'))
 
@@ -87,10 +87,10 @@ def run_study(task, # The `Task`
     "Run arms × seeds × cycles, choose λ on validation, and compare with the control on test"
     check('control' in config.arms, config, 'arms', 'a study compares with the control: add control')
     check(config.cycles >= 1, config, 'cycles', 'must be at least 1: without a cycle there is nothing to compare')
+    known = [*metric_docs.index, 'val_accuracy', 'kept_mass', 'initial_aux_loss', 'first_aux_loss', 'gradient_ratio']
+    if unknown := [o for o in metrics if o not in known]: raise ValueError(f"metrics {', '.join(unknown)} are unknown; choose from {', '.join(known)}")
     config = replace(config, arms=spread(config.arms, aux_weights))
     table = run_cycles(task, config, path)
-    unknown = [o for o in metrics if o not in table]
-    if unknown: raise ValueError(f"metrics {', '.join(unknown)} are unknown; choose from {', '.join(table.select_dtypes('number'))}")
     table.insert(1, 'method', table.arm.str.partition('@')[0])
     study = Study(table, choose_weights(table[table.cycle > 0]), None, tuple(metrics))
     chosen = _chosen(study)

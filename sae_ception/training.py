@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from fastcore.all import patch
 from torch import nn
 
-from .core import (Checkpoint,SCHEDULES,check,interruptible,lr_factor,optimizer_tensors,pick_device,progress,restore_optimizer)
+from .core import (Checkpoint,SCHEDULES,check,config_hash,interruptible,lr_factor,optimizer_tensors,pick_device,progress,restore_optimizer,seeded,stream_seed)
 from .data import Batch,order
 from .models import Stack,stackable
 from .sharpening import OnlineTargets
@@ -86,10 +86,11 @@ def trainable(model:nn.Module, # Any model
              )->list: # Names of parameters
     "The parameters that belong to a part of the model"
     if part == 'all': return [n for n,_ in model.named_parameters()]
-    calls,names = [],{m: n for n,m in model.named_modules()}
+    calls,names,modes = [],{m: n for n,m in model.named_modules()},{m: m.training for m in model.modules()}
     handles = [m.register_forward_pre_hook(lambda m, _: calls.append(names[m])) for m in names if m is not model]
-    model(x)
+    model.eval()(x)
     for o in handles: o.remove()
+    for m,mode in modes.items(): m.training = mode
     start = names[find_site(model, site)[0]]
     inside = lambda n, module: n == module or n.startswith(module + '.')
     owns = lambda modules: [n for n,_ in model.named_parameters() if any(inside(n, m) for m in modules)]
@@ -131,10 +132,12 @@ class _Solo(nn.Module):
     def __init__(self, model, site): super().__init__(); self.reader = Reader(model, site)
     def forward(self, x, share=False): return [o[None] for o in self.reader(x if share else x[0])]
     def named_weights(self): return [(n.removeprefix('reader.model.'), p[None], p) for n,p in self.named_parameters()]
+    def buffers_now(self): return {n.removeprefix('reader.model.'): b for n,b in self.named_buffers()}
 
 class _Many(Stack):
     def __init__(self, models, site): super().__init__(models, lambda m: Reader(m, site))
     def named_weights(self): return [(n, p, p) for n,p in zip(self.names, self.weights)]
+    def buffers_now(self): return {} # models with buffers are not stacked
 
 def _norms(tensors, members): # squared norm of each member's share
     return sum((o.reshape(members, -1).square().sum(1) for o in tensors if o is not None), torch.zeros(()))
@@ -144,9 +147,10 @@ class _Losses:
     "The auxiliary losses of M members, grouped by form"
     def __init__(self, aux, device):
         self.groups,forms = [],{}
-        for m,a in enumerate(aux): forms.setdefault((a.loss, type(a.targets), a.detach), []).append(m)
+        for m,a in enumerate(aux): forms.setdefault((a.loss, type(a.targets), a.detach, getattr(a.targets, 'strategy', None), getattr(a.targets, 'k', None)), []).append(m)
         self.weight = torch.tensor([float(a.weight) for a in aux], device=device)
-        for (loss,kind,detach),ms in forms.items():
+        self.live = any(a.weight and not a.detach for a in aux)
+        for (loss,kind,detach,*_),ms in forms.items():
             if kind is type(None) and loss != 'l1': continue
             targets = None if loss == 'l1' else kind.join([aux[m].targets for m in ms], device)
             self.groups.append((torch.tensor(ms, device=device), Auxiliary(1., targets, loss, detach)))
@@ -163,16 +167,19 @@ class _Progress:
         self.sums = torch.zeros(3, members, device=device) # task loss, auxiliary loss, steps
         self.best = {n: p.detach().clone() for n,_,p in net.named_weights()}
         self.score = torch.full((2, members), -torch.inf, device=device) # accuracy, less the loss
+        self.best_buffers = {n: b.clone() for n,b in net.buffers_now().items()}
 
     def save(self):
-        parts = dict(now={n: p for n,_,p in self.net.named_weights()}, best=self.best, opt=optimizer_tensors(self.opt),
+        parts = dict(now={n: p for n,_,p in self.net.named_weights()}, best=self.best, opt=optimizer_tensors(self.opt), buffers=self.net.buffers_now(), best_buffers=self.best_buffers,
                      own=dict(sums=self.sums, score=self.score, rng=torch.get_rng_state()))
-        return {f'{a}/{b}': v for a,o in parts.items() for b,v in o.items()},dict(step=self.step, history=self.history, facts=self.facts)
+        return {f'{a}/{b}': v for a,o in parts.items() for b,v in o.items()},dict(step=self.step, history=self.history, facts=self.facts, whose=self.whose)
 
     @torch.no_grad()
     def load(self, tensors, facts):
+        if facts['whose'] != self.whose: raise ValueError('the checkpoint belongs to another training (configuration, task, seeds, site or λ differ): remove it or name another file')
         part = lambda a: {k[len(a)+1:]: v for k,v in tensors.items() if k.startswith(a+'/')}
         for n,_,p in self.net.named_weights(): p.copy_(part('now')[n]); self.best[n].copy_(part('best')[n])
+        for n,b in self.net.buffers_now().items(): b.copy_(part('buffers')[n]); self.best_buffers[n].copy_(part('best_buffers')[n])
         restore_optimizer(self.opt, part('opt'))
         self.sums.copy_(part('own')['sums']); self.score.copy_(part('own')['score']); torch.set_rng_state(part('own')['rng'])
         self.step,self.history,self.facts = facts['step'],facts['history'],facts['facts']
@@ -185,7 +192,7 @@ def _step(s, parts, losses, accelerator, config):
         with accelerator.autocast(): logits,h = s.net(b.x)
         task = F.cross_entropy(logits.float().transpose(1, 2), b.y, reduction='none').mean(1)
         aux = losses(h.float(), b.y, b.sample_id)
-        if first: s.facts = _first_look(s.net, task, aux, losses.weight)
+        if first: s.facts = _first_look(s.net, task, aux, losses, config)
         share = b.y.shape[1]/n
         accelerator.backward(((task + losses.weight*aux)*share).sum())
         s.sums += torch.stack([task.detach()*share, aux.detach()*share, torch.full_like(task, share)])
@@ -203,10 +210,11 @@ def _clip(net, longest):
     for p,view in weights: p.grad.mul_(factor.view(-1, *[1]*(view.ndim-1)).view(-1, *[1]*(p.ndim-1)) if view is p else factor[0])
 
 # %% ../nbs/sharpening/01_training.ipynb #ffa38ba8
-def _first_look(net, task, aux, weight):
+def _first_look(net, task, aux, losses, config):
+    if losses.live and not aux.requires_grad: raise ValueError(f'the auxiliary loss reaches nothing that part={config.part!r} lets move: train more of the model, or choose a later site')
     params = [p for _,_,p in net.named_weights() if p.requires_grad]
     norms = lambda loss: _norms(torch.autograd.grad(loss.sum(), params, retain_graph=True, allow_unused=True), len(task)).sqrt()
-    ratio = (norms(weight*aux) / norms(task).clamp_min(1e-12)) if aux.requires_grad else torch.zeros_like(task)
+    ratio = (norms(losses.weight*aux) / norms(task).clamp_min(1e-12)) if aux.requires_grad else torch.zeros_like(task)
     return dict(first_aux_loss=aux.tolist(), gradient_ratio=ratio.tolist())
 
 @torch.no_grad()
@@ -221,6 +229,7 @@ def _validate(s, x, y, config):
     for n,view,p in s.net.named_weights():
         if view is p: s.best[n][better] = p[better]
         elif better[0]: s.best[n].copy_(p)
+    if better[0]: s.best_buffers = {n: b.clone() for n,b in s.net.buffers_now().items()}
     rows = dict(task_loss=s.sums[0]/s.sums[2], aux_loss=s.sums[1]/s.sums[2], val_loss=loss, val_accuracy=accuracy, best=better)
     s.history.append({k: v.tolist() for k,v in rows.items()})
     s.sums.zero_()
@@ -245,11 +254,14 @@ def finetune(models:list, # Models of one architecture; changed in place
             )->list: # One `Fit` a model
     "Train models on the task and towards their targets, together where that is faster"
     aux = aux or [Auxiliary()]*len(models)
-    seeds,site = list(range(len(models))) if seeds is None else seeds,site or models[0].site
+    seeds,site = list(range(len(models))) if seeds is None else seeds,site or getattr(models[0], 'site', None)
+    if site is None: raise ValueError(f'{type(models[0]).__name__} has no `site` of its own: pass site=, one of `sites(model)`')
     if not len(models) == len(aux) == len(seeds): raise ValueError(f'{len(models)} models, {len(aux)} auxiliary losses and {len(seeds)} seeds: give one each')
     if stackable(models): return _fit(_Many(models, site), models, task, config, aux, site, seeds, checkpoint)
     files = [checkpoint and f'{checkpoint}.{i}.safetensors' for i in range(len(models))]
-    return [_fit(_Solo(m, site), [m], task, config, [a], site, [s], f)[0] for m,a,s,f in zip(models, aux, seeds, files)]
+    def alone(m, a, s, f):
+        with seeded(stream_seed(s, 'dropout')): return _fit(_Solo(m, site), [m], task, config, [a], site, [s], f)[0]
+    return [alone(*o) for o in zip(models, aux, seeds, files)]
 
 # %% ../nbs/sharpening/01_training.ipynb #f26b6d6a
 def _fit(net, models, task, config, aux, site, seeds, checkpoint):
@@ -261,6 +273,8 @@ def _fit(net, models, task, config, aux, site, seeds, checkpoint):
     AcceleratorState._reset_state(True) # a process may train twice, at two precisions
     accelerator = Accelerator(cpu=device.type == 'cpu', mixed_precision=config.precision)
     names = trainable(models[0], site, config.part, task.batch(task.splits['train'][:2]).x.to(next(models[0].parameters()).device))
+    if not (names := {n for n,p in models[0].named_parameters() if p.requires_grad} & set(names)): raise ValueError(f'part={config.part!r} has no parameters at {site}: choose another part or site')
+    frozen = {n: p.requires_grad for n,p in models[0].named_parameters()}
     for n,_,p in net.named_weights(): p.requires_grad_(n in names)
     net,device = net.to(device).train(),device
     moving = [p for n,_,p in net.named_weights() if n in names]
@@ -268,8 +282,9 @@ def _fit(net, models, task, config, aux, site, seeds, checkpoint):
                  sgd=lambda: torch.optim.SGD(moving, lr=config.lr, momentum=.9, weight_decay=config.weight_decay))
     net,opt = accelerator.prepare(net, kinds[config.optimizer]())
     s = _Progress(net, opt, M, device)
+    s.whose = config_hash(dict(config=config, task=task.fingerprint, seeds=seeds, site=site, aux=[(a.weight, a.loss, a.detach) for a in aux]))
     _loop(s, task, config, _Losses(aux, device), seeds, accelerator, Checkpoint(checkpoint))
-    return _finish(s, models)
+    return _finish(s, models, frozen)
 
 # %% ../nbs/sharpening/01_training.ipynb #cc9c6b09
 def _loop(s, task, config, losses, seeds, accelerator, checkpoint):
@@ -297,12 +312,13 @@ def _give(batch, whose):
 
 # %% ../nbs/sharpening/01_training.ipynb #1ad673b8
 @torch.no_grad()
-def _finish(s, models):
+def _finish(s, models, flags):
     out = []
     for m,model in enumerate(models):
         best = {n: (s.best[n][m] if view is p else s.best[n]).cpu() for n,view,p in s.net.named_weights()}
-        model.cpu().load_state_dict({**model.state_dict(), **best})
+        model.cpu().load_state_dict({**model.state_dict(), **best, **s.best_buffers})
+        for n,p in model.named_parameters(): p.requires_grad_(flags[n])
         history = [dict(epoch=i, **{k: v[m] for k,v in row.items() if k != 'best'}) for i,row in enumerate(s.history)]
         facts = dict(best_epoch=max(i for i,row in enumerate(s.history) if row['best'][m]), **{k: v[m] for k,v in s.facts.items()})
-        out.append(Fit(model.requires_grad_(True).eval(), history, facts))
+        out.append(Fit(model.eval(), history, facts))
     return out

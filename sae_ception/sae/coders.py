@@ -114,6 +114,7 @@ def init_from_data(self:SAE,
     centred = x[..., :2048, :] - self.b_dec.unsqueeze(-2)
     guess = self.decode(self.activate(centred @ self.W_enc.mT)) - self.b_dec.unsqueeze(-2)
     self.W_enc.mul_(((guess*centred).sum((-2, -1)) / guess.square().sum((-2, -1)).clamp_min(1e-12)).clamp_min(.05)[..., None, None])
+    if not self.config.pre_bias: self.b_enc.copy_(-(self.W_enc @ self.b_dec.unsqueeze(-1)).squeeze(-1))
 
 # %% ../../nbs/sae/01_coders.ipynb #0ccd4ece
 @patch
@@ -133,7 +134,7 @@ def init_plain(self:SAE,
 @patch
 def split(self:SAE)->list: # SAEs without a leading dimension
     "The members, one by one"
-    out = [SAE(self.d_in, self.config) for _ in self.b_dec]
+    out = [SAE(self.d_in, self.config).to(self.b_dec) for _ in self.b_dec]
     for i,o in enumerate(out): o.load_state_dict({n: p[i].detach().clone() for n,p in self.state_dict().items()})
     return out
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from fastcore.all import patch
 
-from ..core import (Checkpoint,SCHEDULES,check,generator,interruptible,logger,lr_factor,optimizer_tensors,pick_device,progress,
+from ..core import (Checkpoint,SCHEDULES,check,config_hash,generator,interruptible,logger,lr_factor,optimizer_tensors,pick_device,progress,
                               restore_optimizer)
 from .coders import SAE,SAEConfig
 
@@ -130,9 +130,10 @@ class _State:
 
     def save(self):
         parts = dict(own=self._own(), best=self.best, now=self.sae.state_dict(), opt=optimizer_tensors(self.opt))
-        return {f'{a}/{b}': v for a,o in parts.items() for b,v in o.items()},dict(step=self.step, history=self.history)
+        return {f'{a}/{b}': v for a,o in parts.items() for b,v in o.items()},dict(step=self.step, history=self.history, whose=self.whose)
 
     def load(self, tensors, facts):
+        if facts['whose'] != self.whose: raise ValueError('the checkpoint belongs to another training (activations, configuration or seeds differ): remove it or name another file')
         part = lambda a: {k[len(a)+1:]: v for k,v in tensors.items() if k.startswith(a+'/')}
         for k,v in part('own').items(): getattr(self, k).copy_(v)
         for k,v in part('best').items(): self.best[k].copy_(v)
@@ -202,6 +203,7 @@ def train_saes(train:torch.Tensor, # Activations [M, N, d]
     coder.init_from_data(train, seeds) if config.init == 'data' else coder.init_plain(seeds)
     if sae.unit_norm: normalise_decoder(coder)
     state = _State(coder, config, seeds, config.l1)
+    state.whose = config_hash(dict(sae=sae, config=config, seeds=seeds, shape=list(train.shape), spread=spread))
     _fit(state, train, validation, variance, Checkpoint(checkpoint))
     coder.load_state_dict(state.best)
     with torch.no_grad():
