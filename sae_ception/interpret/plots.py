@@ -191,8 +191,8 @@ def plot_metric_curves(table:pd.DataFrame, # Columns arm, cycle, metric, mean, l
     return fig
 
 # %% ../../nbs/interpret/01_plots.ipynb #f64446ca
-_clear = {True: dict(color=palette[0], marker='o', ls='', label='interval excludes zero'),
-          False: dict(color='.45', marker='o', ls='', mfc='white', label='interval contains zero')}
+_clear = {True: dict(color=palette[0], marker='o', ls='', label='clear'),
+          False: dict(color='.45', marker='o', ls='', mfc='white', label='not clear')}
 
 def _effect(ax, y, row):
     "One effect with its interval, at height `y`"
