@@ -113,7 +113,7 @@ def symbol_md(s:Symbol,
     if source: parts.append(f'<a class="source" href="{source}">source</a>')
     if signature: parts.append(f'```python\n{s.signature}\n```')
     parts.append(s.doc)
-    if s.params and signature: parts.append('\n'.join(['| parameter | meaning |', '|---|---|', *_rows(s.params)]))
+    if s.params and signature: parts.append('\n'.join(['{.params}', '| parameter | meaning |', '|---|---|', *_rows(s.params)]))
     return '\n\n'.join(o for o in parts if o)
 
 # %% ../nbs/site.ipynb #161c2b2c
