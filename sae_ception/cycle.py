@@ -24,7 +24,7 @@ from .sae.coders import SAEConfig,load_sae,save_sae
 from .sae.training import SAETrainConfig,train_saes
 from .sharpening import STRATEGIES,OnlineTargets,SharpenConfig,make_targets
 from .sites import Reader
-from .training import Auxiliary,TrainConfig,finetune
+from .training import Auxiliary,TrainConfig,finetune,trainable
 
 # %% ../nbs/cycle/00_cycle.ipynb #4e6dc70c
 SWITCHES = 'online','mse','broadcast','shuffle','detach'
@@ -97,12 +97,16 @@ class CycleConfig:
         check(self.cycles >= 0, self, 'cycles', 'must not be negative')
         check(self.aux_weight >= 0, self, 'aux_weight', 'λ must not be negative')
         check(self.protocol in ('continue', 'reinit'), self, 'protocol', 'choose continue or reinit')
-        for o in ('arms', 'seeds'): check(isinstance(getattr(self, o), (tuple, list)), self, o, 'must be a tuple, such as (0, 1)' if o == 'seeds' else "must be a tuple, such as ('control', 'per_class')")
-        for o in ('arms', 'seeds'): check(len(set(getattr(self, o))) == len(getattr(self, o)) > 0, self, o, 'give at least one, each once')
+        for o in ('arms', 'seeds'):
+            found = getattr(self, o)
+            check(isinstance(found, (tuple, list)) and len(set(found)) == len(found) > 0, self, o, 'must be a tuple of at least one, each once')
         for arm in self.parsed: self._check_k(arm)
 
-    @property
-    def parsed(self): return [parse_arm(o, self.aux_weight) for o in self.arms]
+# %% ../nbs/cycle/00_cycle.ipynb #de1f21be
+@patch(as_prop=True)
+def parsed(self:CycleConfig)->list: # `Arm`s
+    "The arms, understood"
+    return [parse_arm(o, self.aux_weight) for o in self.arms]
 
 # %% ../nbs/cycle/00_cycle.ipynb #e862a8fc
 @patch
@@ -197,6 +201,18 @@ def _evaluate(m, cycle, train, test, file, probe_rows):
     write_json(file, {**facts, **evaluate_activations(m.sae, train, test, probe_rows=probe_rows)})
     return file
 
+# %% ../nbs/cycle/00_cycle.ipynb #ffaf7620
+def _check_site(task, config):
+    model,x = make_model(config.model, task, 0).eval(),task.batch(task.splits['train'][:2]).x
+    site,part = config.site or model.site,(config.baseline if config.protocol == 'reinit' else config.tune).part
+    moving = trainable(model, Reader(model, site).site, part, x)
+    for n,p in model.named_parameters(): p.requires_grad_(n in moving)
+    h = Reader(model, site)(x)[1]
+    if h.ndim != 2: raise ValueError(f'site={site!r} gives {list(h.shape)} for two examples, and one vector each is needed: choose another site')
+    if not h.requires_grad and any(max(a.weights) > 0 and 'detach' not in a.switches for a in config.parsed):
+        raise ValueError(f'part={part!r} lets nothing move that changes the activation at site={site!r}, so no auxiliary loss can act: train more of the model, or choose a later site')
+    return site
+
 # %% ../nbs/cycle/00_cycle.ipynb #bdcc403a
 def run_cycles(task, # The `Task`
                config:CycleConfig=CycleConfig(), # What to do
@@ -205,10 +221,7 @@ def run_cycles(task, # The `Task`
     "Run every arm and seed through all cycles"
     if path is None:
         with tempfile.TemporaryDirectory() as d: return run_cycles(task, config, d)
-    probe = make_model(config.model, task, 0)
-    site = config.site or probe.site
-    with torch.no_grad(): logits,h = Reader(probe.eval(), site)(task.batch(task.splits['train'][:2]).x)
-    if h.ndim != 2: raise ValueError(f'site={site!r} gives {list(h.shape)} for two examples, and one vector each is needed: choose another site')
+    site = _check_site(task, config)
     run = Run(path, dict(task=task.name, fingerprint=task.fingerprint, **plain(config)))
     members = [Member(BASE, s) for s in config.seeds]
     rows,last = _one(run, task, config, site, 0, members, members),members

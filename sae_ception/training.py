@@ -207,7 +207,7 @@ def _clip(net, longest):
     weights = [(p, view) for _,view,p in net.named_weights() if p.grad is not None]
     members = len(weights[0][1])
     factor = (longest / _norms([p.grad for p,_ in weights], members).sqrt().clamp_min(1e-12)).clamp_max(1.)
-    for p,view in weights: p.grad.mul_(factor.view(-1, *[1]*(view.ndim-1)).view(-1, *[1]*(p.ndim-1)) if view is p else factor[0])
+    for p,view in weights: p.grad.mul_(factor.view(-1, *[1]*(p.ndim-1)) if view is p else factor[0])
 
 # %% ../nbs/sharpening/01_training.ipynb #ffa38ba8
 def _first_look(net, task, aux, losses, config):
