@@ -19,7 +19,7 @@ from torch import nn
 from torch.func import functional_call,vmap
 
 from .core import read_json,read_tensors,seeded,write_json,write_tensors
-from .huggingface import DTYPES,Inputs,load_classifier,load_tokenizer
+from .huggingface import DTYPES,Inputs,load_classifier,load_tokenizer,quietly,read_model
 from .reading import reading_rule
 
 # %% ../nbs/foundations/02_models.ipynb #bcb03908
@@ -183,7 +183,7 @@ def _save_pretrained(path, model):
     "Every file is written beside its place and moved there"
     path.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path, prefix='.') as d:
-        model.save_pretrained(d)
+        with quietly(): model.save_pretrained(d)
         if model.inputs.tokenizer: model.inputs.tokenizer.save_pretrained(d)
         for o in sorted(Path(d).iterdir()): os.replace(o, path/o.name)
     write_json(path/'reads.json', dict(spec=model.spec, reads=model.reads, site=model.site, inputs=replace(model.inputs, tokenizer=None)))
@@ -192,7 +192,7 @@ def _load_pretrained(path):
     from transformers import AutoModelForImageClassification,AutoModelForSequenceClassification # half a second, that small models should not pay
     facts = read_json(path/'reads.json')
     text = facts['inputs']['kind'] == 'text'
-    model = (AutoModelForSequenceClassification if text else AutoModelForImageClassification).from_pretrained(path, torch_dtype=DTYPES[facts['spec']['dtype']]).eval()
+    model = read_model(AutoModelForSequenceClassification if text else AutoModelForImageClassification, path, DTYPES[facts['spec']['dtype']])
     model.inputs = Inputs(**{**facts['inputs'], 'tokenizer': load_tokenizer(path) if text else None})
     model.spec,model.reads,model.site = facts['spec'],facts['reads'],facts['site']
     return model

@@ -313,9 +313,10 @@ def _recomputing(model, on):
     "Gradient checkpointing inside the block"
     if not on: yield; return
     if not getattr(model, 'supports_gradient_checkpointing', False): raise ValueError(f'checkpointing=True: {type(model).__name__} cannot recompute its activations; leave it off')
-    model.gradient_checkpointing_enable(dict(use_reentrant=False))
+    switch = lambda to: getattr(model, f'activation_checkpointing_{to}', getattr(model, f'gradient_checkpointing_{to}')) # transformers 5.2x renamed it
+    switch('enable')(dict(use_reentrant=False))
     try: yield
-    finally: model.gradient_checkpointing_disable()
+    finally: switch('disable')()
 
 # %% ../nbs/sharpening/01_training.ipynb #aa153902
 def _loop(s, task, config, losses, seeds, accelerator, checkpoint):
