@@ -15,12 +15,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from fastcore.all import patch
 from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader
 
 from .core import generator,logger
+from .corpus import docstring_task
 from .tables import find_inputs,find_label,formats,listed,read_files,read_hub,read_images,read_labels,read_numbers,split_names,stack_splits
 
 # %% ../nbs/foundations/01_data.ipynb #d21296c0
@@ -267,17 +269,23 @@ def _digits():
     d = load_digits()
     return pa.table(dict(image=(d.images/16).tolist(), label=d.target))
 
+def _docstrings():
+    "The docstrings of what comes with torch, by package; the files of one split are in no other"
+    table = docstring_task().drop_columns(['file'])
+    return {k: table.filter(pc.equal(table['split'], k)).drop_columns(['split']) for k in split_names}
+
 # %% ../nbs/foundations/01_data.ipynb #381ef356
 def _source(name):
     "Tables by split, the folder that paths inside them start from, and a short name"
     path = Path(name).expanduser()
     if name == 'digits': return dict(train=_digits()),'',name
+    if name == 'docstrings': return _docstrings(),'',name
     if name in hub_names: return read_hub(hub_names[name]),'',name
     if path.is_dir(): return read_files(path),path,path.resolve().name
     if path.exists(): return read_files(path),path.parent,path.stem
     if re.fullmatch(r'\w[\w.-]*/\w[\w.-]*(:[\w.-]+)?', name) and path.suffix not in formats: return read_hub(name),'',name
-    near = ''.join(f' Did you mean {o!r}?' for o in difflib.get_close_matches(name, ['digits', *hub_names], 1))
-    raise ValueError(f'dataset {name!r} is not built in (digits, {", ".join(hub_names)}), not a file or folder here, and not a hub name (owner/name).{near}')
+    near = ''.join(f' Did you mean {o!r}?' for o in difflib.get_close_matches(name, ['digits', 'docstrings', *hub_names], 1))
+    raise ValueError(f'dataset {name!r} is not built in (digits, docstrings, {", ".join(hub_names)}), not a file or folder here, and not a hub name (owner/name).{near}')
 
 # %% ../nbs/foundations/01_data.ipynb #4ea2467a
 def _reader(table, kind, columns, root, image_size):
@@ -291,7 +299,7 @@ def _reader(table, kind, columns, root, image_size):
     return lambda rows: [texts[i] for i in rows.tolist()],keep
 
 # %% ../nbs/foundations/01_data.ipynb #96f5e36d
-def load_task(name:str='digits', # `digits`, `mnist`, `cifar10`, `sst2`, `ag_news`; a local file or folder; or a hub name, `owner/name` or `owner/name:config`
+def load_task(name:str='digits', # `digits`, `docstrings`, `mnist`, `cifar10`, `sst2`, `ag_news`; a local file or folder; or a hub name, `owner/name` or `owner/name:config`
               image_column:str=None, # Images, or paths of images; found by itself where there is one
               text_column:str=None, # Texts; found by itself where there is one
               label_column:str=None, # Labels; found by itself where a name is customary
