@@ -66,12 +66,10 @@ def _sub(module, path):
 
 def _layout(block):
     "The name of a block's layout, or None"
-    parallel,names = bool(getattr(block, 'use_parallel_residual', False)),block._modules.keys()
+    names = {n for n,m in block._modules.items() if m is not None and any(True for _ in m.parameters())} | block._parameters.keys()
     for name,o in LAYOUTS.items():
-        parts = set(o['parts'].split())
-        if not parts <= names or parallel != (o['kind'] == 'parallel'): continue
-        if any(_sub(block, o[s].rpartition('.')[0]) is None for s in SITES if s in o): continue
-        if {n.partition('.')[0] for n,_ in block.named_parameters()} <= parts: return name
+        parts,parallel = set(o['parts'].split()),o['kind'] == 'parallel'
+        if names == parts and parallel == bool(getattr(block, 'use_parallel_residual', False)) and all(_sub(block, o[s].rpartition('.')[0]) for s in SITES if s in o): return name
 
 # %% ../nbs/foundations/03_sites.ipynb #c281f320
 def _stacks(module, path=''):
