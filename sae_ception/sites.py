@@ -230,7 +230,7 @@ class Capture:
                 ):
         if not names: raise ValueError('Capture needs at least one site: `sites(model)` lists them')
         self.places = {n: find_site(model, n) for n in names}
-        self.stop,self.grad,self.got = stop,grad,{}
+        self.stop,self.grad,self.got,self.modules = stop,grad,{},list(model.modules())
 
     def __getitem__(self, name):
         if name in self.got: return self.got[name]
@@ -247,14 +247,18 @@ def _keep(self:Capture, name, h):
 
 @patch
 def __enter__(self:Capture):
-    self.got = {}
+    self.got,self.forwards = {},[m.__dict__.get('forward') for m in self.modules]
     self.handles = [site.hook(lambda h, n=n: self._keep(n, h)) for n,site in self.places.items()]
     return self
 
+# %% ../nbs/foundations/03_sites.ipynb #25d961cb
 @patch
 def __exit__(self:Capture, kind, error, *args):
     for o in self.handles: o.remove()
-    return kind is _Enough and error.args[0] is self
+    stopped = kind is _Enough and error.args[0] is self
+    for m,f in zip(self.modules, self.forwards) if stopped else ():
+        if m.__dict__.get('forward') is not f: m.__dict__.update(forward=f) if f else m.__dict__.pop('forward')
+    return stopped
 
 # %% ../nbs/foundations/03_sites.ipynb #99a36199
 def pooled(model:nn.Module, # Any model
