@@ -33,7 +33,7 @@ class Task:
     "A labelled data set with fixed splits"
     name: str # What it was loaded as
     kind: str # `image`, `tabular` or `text`
-    x: object # image: float32 [N, C, H, W] in 0..1; tabular: float32 [N, D], standardised by the training rows; text: list of N strings
+    x: object # image: float32 [N, C, H, W] in 0..1; tabular: float32 [N, D], standardised by the training rows; text: list of N strings; or what a model makes of these (`huggingface.Inputs`)
     y: torch.Tensor # Class numbers, int64 [N]
     sample_id: torch.Tensor # Row number in the source: its training rows, then validation, then test; int64 [N]
     splits: dict # `train`, `validation` and `test`: row positions, int64, disjoint
@@ -45,7 +45,7 @@ class Task:
     @property
     def n_classes(self): return len(self.classes)
     @property
-    def shape(self): return () if self.kind == 'text' else tuple(self.x.shape[1:])
+    def shape(self): return tuple(self.x.shape[1:]) if isinstance(self.x, torch.Tensor) else ()
 
 # %% ../nbs/foundations/01_data.ipynb #1ea93edc
 @patch
@@ -65,6 +65,7 @@ def _check_task(t):
     want(rows.min() >= 0 and rows.max() < n and len(rows.unique()) == len(rows), 'splits must be disjoint positions of rows')
     want(len(t.sample_id.unique()) == n, 'sample ids must be unique')
     want(t.y.dtype == torch.int64 and t.y.min() >= 0 and t.y.max() < t.n_classes, f'y must be int64 in 0..{t.n_classes-1}, as there are {t.n_classes} classes')
+    if hasattr(t.x, 'batch'): return
     if t.kind == 'text': return want(all(isinstance(o, str) for o in t.x), 'a text must be a str')
     want(t.x.dtype == torch.float32 and t.x.ndim == (4 if t.kind == 'image' else 2), 'x must be float32 [N, C, H, W] for images, [N, D] for tabular data')
     low,high = (o.item() for o in t.x.aminmax())
@@ -79,14 +80,16 @@ def batch(self:Task,
          )->Batch:
     "The samples at `rows`, in that order"
     rows = torch.as_tensor(rows)
-    x = [self.x[i] for i in rows.tolist()] if self.kind == 'text' else self.x[rows].to(device)
+    if hasattr(self.x, 'batch'): x = self.x.batch(rows, device)
+    else: x = [self.x[i] for i in rows.tolist()] if self.kind == 'text' else self.x[rows].to(device)
     return Batch(x, self.y[rows].to(device), self.sample_id[rows].to(device))
 
 # %% ../nbs/foundations/01_data.ipynb #b340bffd
 def _fingerprint(t):
     "16 hexadecimal digits that depend on inputs, labels, ids, splits and class names"
     digest = hashlib.sha256(json.dumps([t.kind, t.shape, t.classes, [len(t.splits[k]) for k in split_names]]).encode())
-    digest.update(json.dumps(t.x).encode() if t.kind == 'text' else t.x.contiguous().numpy())
+    if hasattr(t.x, 'fingerprint'): digest.update(t.x.fingerprint.encode())
+    else: digest.update(json.dumps(t.x).encode() if t.kind == 'text' else t.x.contiguous().numpy())
     for o in (t.y, t.sample_id, *(t.splits[k] for k in split_names)): digest.update(o.contiguous().numpy())
     return digest.hexdigest()[:16]
 
@@ -214,12 +217,23 @@ def summary(self:Task)->pd.DataFrame: # One row a class, one column a split
 def order(task:Task,
           split:str, # `train`, `validation` or `test`
           seed:int=None, # Shuffles; the natural order when absent
-          epoch:int=0 # Every epoch has its own order
+          epoch:int=0, # Every epoch has its own order
+          group:int=0 # Bring tokenised texts of similar length together, in batches of so many; 0 does not
          )->torch.Tensor: # Row positions, int64
     "The rows of a split in the order in which an epoch goes through them"
     if split not in task.splits: raise ValueError(f'split={split!r}: choose from {", ".join(task.splits)}')
-    rows = task.splits[split]
-    return rows if seed is None else rows[torch.randperm(len(rows), generator=generator(seed, 'order', split, epoch))]
+    rows,lengths = task.splits[split],getattr(task.x, 'lengths', None)
+    if seed is not None: rows = rows[torch.randperm(len(rows), generator=generator(seed, 'order', split, epoch))]
+    return _grouped(rows, lengths, group, seed, (split, epoch)) if group and lengths is not None else rows
+
+# %% ../nbs/foundations/01_data.ipynb #c4c60838
+def _grouped(rows, lengths, size, seed, purpose, window=50):
+    "Rows reordered so that every batch of `size` holds similar lengths"
+    by_length = lambda o: o[lengths[o].argsort(stable=True)]
+    if seed is None: return by_length(rows)
+    whole = len(rows)//size*size
+    batches = torch.cat([by_length(o) for o in rows[:whole].split(size*window)] or [rows[:0]]).view(-1, size)
+    return torch.cat([batches[torch.randperm(len(batches), generator=generator(seed, 'groups', *purpose))].flatten(), rows[whole:]])
 
 # %% ../nbs/foundations/01_data.ipynb #3f5fd81e
 class _Lists:
@@ -234,14 +248,16 @@ def batches(task:Task,
             seed:int=None, # Shuffles; the natural order when absent
             epoch:int=0, # Every epoch has its own order
             num_workers:int=0, # Processes that prepare batches; 0 indexes the tensors in memory, which is faster for small data
-            device='cpu' # Where the tensors go
+            device='cpu', # Where the tensors go
+            grouped:bool=False # Put tokenised texts of similar length together
            ):
     "Go through a split in batches of inputs, labels and sample ids"
     if batch_size < 1: raise ValueError(f'batch_size={batch_size}: must be 1 or more')
-    lists = order(task, split, seed, epoch).split(batch_size)
+    lists = order(task, split, seed, epoch, batch_size*grouped).split(batch_size)
     if not num_workers: return (task.batch(o, device) for o in lists)
     loader = DataLoader(_Lists(task, lists), batch_size=None, num_workers=num_workers, generator=generator(seed or 0, 'workers', split, epoch))
-    return (Batch(*(o if isinstance(o, list) else o.to(device) for o in b)) for b in loader)
+    put = lambda o: {k: v.to(device) for k,v in o.items()} if isinstance(o, dict) else o if isinstance(o, list) else o.to(device)
+    return (Batch(*(put(o) for o in b)) for b in loader)
 
 # %% ../nbs/foundations/01_data.ipynb #846f20cf
 hub_names = dict(mnist='ylecun/mnist', cifar10='uoft-cs/cifar10', sst2='stanfordnlp/sst2', ag_news='fancyzhx/ag_news')
