@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SITES', 'LAYOUTS', 'ALIASES', 'find_blocks', 'Site', 'sites', 'find_site', 'site_width', 'normalized', 'Capture',
-           'pooled', 'last_token', 'Reader', 'replace', 'check_sites']
+           'replace', 'check_sites']
 
 # %% ../nbs/foundations/03_sites.ipynb #326587ba
 import difflib,re
@@ -14,8 +14,6 @@ from typing import NamedTuple
 import torch
 from fastcore.all import patch
 from torch import nn
-
-from .models import Stack
 
 # %% ../nbs/foundations/03_sites.ipynb #745d2808
 SITES = 'resid_pre','attn_out','resid_mid','mlp_in','ln2_normalized','mlp_out','resid_post','z'
@@ -259,40 +257,6 @@ def __exit__(self:Capture, kind, error, *args):
     for m,f in zip(self.modules, self.forwards) if stopped else ():
         if m.__dict__.get('forward') is not f: m.__dict__.update(forward=f) if f else m.__dict__.pop('forward')
     return stopped
-
-# %% ../nbs/foundations/03_sites.ipynb #99a36199
-def pooled(model:nn.Module, # Any model
-           h:torch.Tensor # The tensor at a site
-          )->torch.Tensor: # `[B, d]`
-    "The vector of each example that the model's own classifier would read from `h`"
-    if h.ndim == 2: return h
-    if not hasattr(model, 'pool'): raise ValueError(f'the site gives {list(h.shape)}, not one vector an example: give {type(model).__name__} a method `pool(h)`')
-    return model.pool(h)
-
-# %% ../nbs/foundations/03_sites.ipynb #b362771a
-def last_token(h:torch.Tensor, # Hidden states [B, T, d]
-               mask:torch.Tensor # 1 where a token is real [B, T]
-              )->torch.Tensor: # [B, d]
-    "The hidden state of each text's last real token"
-    if not mask.any(1).all(): raise ValueError(f'text {(~mask.any(1)).nonzero()[0].item()} of the batch has no real token: remove empty texts')
-    last = mask.shape[1] - 1 - mask.flip(1).int().argmax(1)
-    return h[torch.arange(len(h), device=h.device), last]
-
-# %% ../nbs/foundations/03_sites.ipynb #c5b07df6
-class Reader(nn.Module):
-    "A model that returns its logits `[B, C]` and the activation `[B, d]` at a site"
-    def __init__(self,
-                 model:nn.Module, # The model to read
-                 site:str # Where
-                ):
-        super().__init__()
-        find_site(model, site)
-        self.model,self.site = model,site
-
-    def forward(self, x):
-        with Capture(self.model, self.site) as got: logits = self.model(x)
-        if self.site not in got.got: raise ValueError(f'site={self.site!r} is never called in a forward: choose a module that computes something')
-        return logits,pooled(self.model, got[self.site])
 
 # %% ../nbs/foundations/03_sites.ipynb #48606568
 @patch
