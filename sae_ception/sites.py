@@ -28,11 +28,11 @@ LAYOUTS = {
 LAYOUTS['GPT-NeoX'] = dict(
     kind='pre-norm', parts='input_layernorm attention post_attention_layernorm mlp', attn_out='attention.output', resid_mid='post_attention_layernorm.input',
     mlp_in='mlp.input', ln2_normalized='post_attention_layernorm.input', mlp_out='mlp.output', z='attention.dense.input')
-LAYOUTS['GPT-NeoX, parallel'] = {k: v for k,v in LAYOUTS['GPT-NeoX'].items() if k != 'resid_mid'} | dict(
+LAYOUTS['parallel GPT-NeoX'] = {k: v for k,v in LAYOUTS['GPT-NeoX'].items() if k != 'resid_mid'} | dict(
     kind='parallel', lacks='attention and MLP both read resid_pre and are added to it at once (parallel residuals)')
 
 # %% ../nbs/foundations/03_sites.ipynb #f5fef5fd
-LAYOUTS['Gemma-2, Gemma-3'] = dict(
+LAYOUTS['Gemma-2/3'] = dict(
     kind='pre-norm', parts='input_layernorm self_attn post_attention_layernorm pre_feedforward_layernorm mlp post_feedforward_layernorm',
     attn_out='post_attention_layernorm.output', resid_mid='pre_feedforward_layernorm.input', mlp_in='mlp.input', z='self_attn.o_proj.input',
     ln2_normalized='pre_feedforward_layernorm.input', mlp_out='post_feedforward_layernorm.output', after='post_attention_layernorm')
@@ -49,7 +49,7 @@ LAYOUTS['DistilBERT'] = dict(
 _vit = dict(kind='pre-norm', resid_mid='layernorm_after.input', ln2_normalized='layernorm_after.input')
 LAYOUTS['ViT'] = _vit | dict(parts='layernorm_before attention layernorm_after mlp', attn_out='attention.output', mlp_in='mlp.input',
                              mlp_out='mlp.output', z='attention.o_proj.input')
-LAYOUTS['ViT, transformers 4'] = _vit | dict(parts='layernorm_before attention layernorm_after intermediate output', attn_out='attention.output.dense.output',
+LAYOUTS['ViT of transformers 4'] = _vit | dict(parts='layernorm_before attention layernorm_after intermediate output', attn_out='attention.output.dense.output',
                                              mlp_in='intermediate.input', mlp_out='output.dense.output', z='attention.output.dense.input')
 LAYOUTS['our ViT'] = dict(kind='pre-norm', parts='norm1 norm2 qkv proj mlp', attn_out='proj.output', resid_mid='norm2.input', mlp_in='mlp.input',
                           ln2_normalized='norm2.input', mlp_out='mlp.output', z='proj.input')
@@ -106,13 +106,11 @@ class Site(NamedTuple):
     module: nn.Module # The module to watch
     side: str # Its `input` or its `output`
     path: str # Where that is, e.g. `transformer.h.3.mlp.output`
-    view: str = '' # How the activation lies in the module's tensor: `heads`, `channels`, `normalized`, `sum`, or as it is
+    view: str = '' # How the activation lies in the module's tensor, see below; as it is where nothing is said
     heads: int = 0 # How many heads share it, for `z`
 
 # %% ../nbs/foundations/03_sites.ipynb #e57071a3
-def _views(kind):
-    return dict(z='heads', ln2_normalized='normalized') | (dict(resid_pre='channels', resid_post='channels') if kind == 'one branch'
-                                                           else dict(resid_mid='sum') if kind == 'pre-norm' else {})
+_views = {'pre-norm': dict(resid_mid='sum'), 'one branch': dict(resid_pre='channels', resid_post='channels', mlp_in='places', mlp_out='places')}
 
 def _heads(model, path):
     "Attention heads of the block at `path`, as it says itself or the nearest configuration above"
@@ -134,7 +132,8 @@ def _named(model, layer, name):
     if name not in layout: raise ValueError(f"layers.{layer}.{name} does not exist here ({kind}): {layout['lacks']}. There are {', '.join(o for o in SITES if o in layout)}")
     path = f'{path}.{layout[name]}'
     module,_,side = path.rpartition('.')
-    return Site(model.get_submodule(module), side, path, _views(layout['kind']).get(name, ''), _heads(model, blocks[layer]) if name == 'z' else 0)
+    view = (dict(z='heads', ln2_normalized='normalized') | _views.get(layout['kind'], {})).get(name, '')
+    return Site(model.get_submodule(module), side, path, view, _heads(model, blocks[layer]) if name == 'z' else 0)
 
 # %% ../nbs/foundations/03_sites.ipynb #abf1da35
 def sites(model:nn.Module)->list: # Names
@@ -231,7 +230,9 @@ class Capture:
         self.stop,self.grad,self.got,self.modules = stop,grad,{},list(model.modules())
 
     def __getitem__(self, name):
-        if name in self.got: return self.got[name]
+        if name in self.got:
+            if not (h := self.got[name]).is_inference() and h._version != self.versions[name]: raise RuntimeError(f'{name} was overwritten in place after it was read: {self.places[name].path} is shared with what follows, so read that')
+            return h
         if name in self.places: raise KeyError(f'{name} was never computed: no forward ran in the block, or none that calls {self.places[name].path}')
         raise KeyError(f'{name} is not among the sites of this Capture: {", ".join(self.places)}')
 
@@ -240,12 +241,13 @@ class _Enough(Exception): pass
 # %% ../nbs/foundations/03_sites.ipynb #5a875061
 @patch
 def _keep(self:Capture, name, h):
-    self.got[name] = self.places[name].read(h if self.grad else h.detach())
+    h = self.places[name].read(h if self.grad else h.detach())
+    self.got[name],self.versions[name] = h,0 if h.is_inference() else h._version
     if self.stop and len(self.got) == len(self.places): raise _Enough(self)
 
 @patch
 def __enter__(self:Capture):
-    self.got,self.forwards = {},[m.__dict__.get('forward') for m in self.modules]
+    self.got,self.versions,self.forwards = {},{},[m.__dict__.get('forward') for m in self.modules]
     self.handles = [site.hook(lambda h, n=n: self._keep(n, h)) for n,site in self.places.items()]
     return self
 
@@ -285,16 +287,22 @@ class replace:
     def __exit__(self, *args): self.handle.remove()
 
 # %% ../nbs/foundations/03_sites.ipynb #9045bb26
+_norm = {'mlp_in = gain * ln2_normalized + bias': lambda o: (o['mlp_in'], o['gain']*o['ln2_normalized'] + o['bias'])}
+_heads_and_norm = _norm | {'attn_out = W_O z': lambda o: (o['attn_out'], o['after'](o['W_O'](o['z'].flatten(-2))))}
+
 _identities = {
-    'pre-norm': {'resid_mid = resid_pre + attn_out': lambda o: (o['resid_mid'], o['resid_pre'] + o['attn_out']),
-                 'mlp_in = norm(resid_mid)': lambda o: (o['mlp_in'], o['norm'](o['resid_mid'])),
-                 'resid_post = resid_mid + mlp_out': lambda o: (o['resid_post'], o['resid_mid'] + o['mlp_out'])},
-    'parallel': {'mlp_in = norm(resid_pre)': lambda o: (o['mlp_in'], o['norm'](o['resid_pre'])),
-                 'resid_post = resid_pre + attn_out + mlp_out': lambda o: (o['resid_post'], o['resid_pre'] + o['attn_out'] + o['mlp_out'])},
-    'post-norm': {'resid_mid = norm(resid_pre + attn_out)': lambda o: (o['resid_mid'], o['norm'](o['resid_pre'] + o['attn_out'])),
-                  'mlp_in = resid_mid': lambda o: (o['mlp_in'], o['resid_mid']),
-                  'resid_post = norm(resid_mid + mlp_out)': lambda o: (o['resid_post'], o['last'](o['resid_mid'] + o['mlp_out']))},
-    'one branch': {'resid_post = resid_pre + mlp_out': lambda o: (o['resid_post'], o['resid_pre'] + o['mlp_out'])}}
+    'pre-norm': _heads_and_norm | {
+        'resid_mid = resid_pre + attn_out': lambda o: (o['resid_mid'], o['resid_pre'] + o['attn_out']),
+        'mlp_in = norm(resid_mid)': lambda o: (o['mlp_in'], o['norm'](o['resid_mid'])),
+        'resid_post = resid_mid + mlp_out': lambda o: (o['resid_post'], o['resid_mid'] + o['mlp_out'])},
+    'parallel': _heads_and_norm | {
+        'mlp_in = norm(resid_pre)': lambda o: (o['mlp_in'], o['norm'](o['resid_pre'])),
+        'resid_post = resid_pre + attn_out + mlp_out': lambda o: (o['resid_post'], o['resid_pre'] + o['attn_out'] + o['mlp_out'])},
+    'post-norm': _heads_and_norm | {
+        'resid_mid = norm(resid_pre + attn_out)': lambda o: (o['resid_mid'], o['norm'](o['resid_pre'] + o['attn_out'])),
+        'mlp_in = resid_mid': lambda o: (o['mlp_in'], o['resid_mid']),
+        'resid_post = norm(resid_mid + mlp_out)': lambda o: (o['resid_post'], o['last'](o['resid_mid'] + o['mlp_out']))},
+    'one branch': _norm | {'resid_post = resid_pre + mlp_out': lambda o: (o['resid_post'], o['resid_pre'] + o['mlp_out'])}}
 
 # %% ../nbs/foundations/03_sites.ipynb #6b047f74
 def _affine(norm):
@@ -303,10 +311,6 @@ def _affine(norm):
     signs[1::2] = -1
     bias = norm(torch.zeros_like(signs))
     return (norm(signs) - bias)/normalized(norm, signs),bias
-
-for _kind,_o in _identities.items():
-    _o['mlp_in = gain * ln2_normalized + bias'] = lambda o: (o['mlp_in'], o['gain']*o['ln2_normalized'] + o['bias'])
-    if _kind != 'one branch': _o['attn_out = W_O z'] = lambda o: (o['attn_out'], o['after'](o['W_O'](o['z'].flatten(-2))))
 
 # %% ../nbs/foundations/03_sites.ipynb #61ad4f29
 def _facts(model, kind, path, got):
