@@ -15,12 +15,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from fastcore.all import patch
 from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader
 
 from .core import generator,logger
+from .corpus import docstring_task
 from .tables import find_inputs,find_label,formats,listed,read_files,read_hub,read_images,read_labels,read_numbers,split_names,stack_splits
 
 # %% ../nbs/foundations/01_data.ipynb #d21296c0
@@ -33,7 +35,7 @@ class Task:
     "A labelled data set with fixed splits"
     name: str # What it was loaded as
     kind: str # `image`, `tabular` or `text`
-    x: object # image: float32 [N, C, H, W] in 0..1; tabular: float32 [N, D], standardised by the training rows; text: list of N strings
+    x: object # image: float32 [N, C, H, W] in 0..1; tabular: float32 [N, D], standardised by the training rows; text: list of N strings; or what a model makes of these (`huggingface.Inputs`)
     y: torch.Tensor # Class numbers, int64 [N]
     sample_id: torch.Tensor # Row number in the source: its training rows, then validation, then test; int64 [N]
     splits: dict # `train`, `validation` and `test`: row positions, int64, disjoint
@@ -45,7 +47,7 @@ class Task:
     @property
     def n_classes(self): return len(self.classes)
     @property
-    def shape(self): return () if self.kind == 'text' else tuple(self.x.shape[1:])
+    def shape(self): return tuple(self.x.shape[1:]) if isinstance(self.x, torch.Tensor) else ()
 
 # %% ../nbs/foundations/01_data.ipynb #1ea93edc
 @patch
@@ -65,6 +67,7 @@ def _check_task(t):
     want(rows.min() >= 0 and rows.max() < n and len(rows.unique()) == len(rows), 'splits must be disjoint positions of rows')
     want(len(t.sample_id.unique()) == n, 'sample ids must be unique')
     want(t.y.dtype == torch.int64 and t.y.min() >= 0 and t.y.max() < t.n_classes, f'y must be int64 in 0..{t.n_classes-1}, as there are {t.n_classes} classes')
+    if hasattr(t.x, 'batch'): return
     if t.kind == 'text': return want(all(isinstance(o, str) for o in t.x), 'a text must be a str')
     want(t.x.dtype == torch.float32 and t.x.ndim == (4 if t.kind == 'image' else 2), 'x must be float32 [N, C, H, W] for images, [N, D] for tabular data')
     low,high = (o.item() for o in t.x.aminmax())
@@ -79,14 +82,16 @@ def batch(self:Task,
          )->Batch:
     "The samples at `rows`, in that order"
     rows = torch.as_tensor(rows)
-    x = [self.x[i] for i in rows.tolist()] if self.kind == 'text' else self.x[rows].to(device)
+    if hasattr(self.x, 'batch'): x = self.x.batch(rows, device)
+    else: x = [self.x[i] for i in rows.tolist()] if self.kind == 'text' else self.x[rows].to(device)
     return Batch(x, self.y[rows].to(device), self.sample_id[rows].to(device))
 
 # %% ../nbs/foundations/01_data.ipynb #b340bffd
 def _fingerprint(t):
     "16 hexadecimal digits that depend on inputs, labels, ids, splits and class names"
     digest = hashlib.sha256(json.dumps([t.kind, t.shape, t.classes, [len(t.splits[k]) for k in split_names]]).encode())
-    digest.update(json.dumps(t.x).encode() if t.kind == 'text' else t.x.contiguous().numpy())
+    if hasattr(t.x, 'fingerprint'): digest.update(t.x.fingerprint.encode())
+    else: digest.update(json.dumps(t.x).encode() if t.kind == 'text' else t.x.contiguous().numpy())
     for o in (t.y, t.sample_id, *(t.splits[k] for k in split_names)): digest.update(o.contiguous().numpy())
     return digest.hexdigest()[:16]
 
@@ -214,12 +219,23 @@ def summary(self:Task)->pd.DataFrame: # One row a class, one column a split
 def order(task:Task,
           split:str, # `train`, `validation` or `test`
           seed:int=None, # Shuffles; the natural order when absent
-          epoch:int=0 # Every epoch has its own order
+          epoch:int=0, # Every epoch has its own order
+          group:int=0 # Bring tokenised texts of similar length together, in batches of so many; 0 does not
          )->torch.Tensor: # Row positions, int64
     "The rows of a split in the order in which an epoch goes through them"
     if split not in task.splits: raise ValueError(f'split={split!r}: choose from {", ".join(task.splits)}')
-    rows = task.splits[split]
-    return rows if seed is None else rows[torch.randperm(len(rows), generator=generator(seed, 'order', split, epoch))]
+    rows,lengths = task.splits[split],getattr(task.x, 'lengths', None)
+    if seed is not None: rows = rows[torch.randperm(len(rows), generator=generator(seed, 'order', split, epoch))]
+    return _grouped(rows, lengths, group, seed, (split, epoch)) if group and lengths is not None else rows
+
+# %% ../nbs/foundations/01_data.ipynb #c4c60838
+def _grouped(rows, lengths, size, seed, purpose, window=50):
+    "Rows reordered so that every batch of `size` holds similar lengths"
+    by_length = lambda o: o[lengths[o].argsort(stable=True)]
+    if seed is None: return by_length(rows)
+    whole = len(rows)//size*size
+    batches = torch.cat([by_length(o) for o in rows[:whole].split(size*window)] or [rows[:0]]).view(-1, size)
+    return torch.cat([batches[torch.randperm(len(batches), generator=generator(seed, 'groups', *purpose))].flatten(), rows[whole:]])
 
 # %% ../nbs/foundations/01_data.ipynb #3f5fd81e
 class _Lists:
@@ -234,14 +250,16 @@ def batches(task:Task,
             seed:int=None, # Shuffles; the natural order when absent
             epoch:int=0, # Every epoch has its own order
             num_workers:int=0, # Processes that prepare batches; 0 indexes the tensors in memory, which is faster for small data
-            device='cpu' # Where the tensors go
+            device='cpu', # Where the tensors go
+            grouped:bool=False # Put tokenised texts of similar length together
            ):
     "Go through a split in batches of inputs, labels and sample ids"
     if batch_size < 1: raise ValueError(f'batch_size={batch_size}: must be 1 or more')
-    lists = order(task, split, seed, epoch).split(batch_size)
+    lists = order(task, split, seed, epoch, batch_size*grouped).split(batch_size)
     if not num_workers: return (task.batch(o, device) for o in lists)
     loader = DataLoader(_Lists(task, lists), batch_size=None, num_workers=num_workers, generator=generator(seed or 0, 'workers', split, epoch))
-    return (Batch(*(o if isinstance(o, list) else o.to(device) for o in b)) for b in loader)
+    put = lambda o: {k: v.to(device) for k,v in o.items()} if isinstance(o, dict) else o if isinstance(o, list) else o.to(device)
+    return (Batch(*(put(o) for o in b)) for b in loader)
 
 # %% ../nbs/foundations/01_data.ipynb #846f20cf
 hub_names = dict(mnist='ylecun/mnist', cifar10='uoft-cs/cifar10', sst2='stanfordnlp/sst2', ag_news='fancyzhx/ag_news')
@@ -251,17 +269,23 @@ def _digits():
     d = load_digits()
     return pa.table(dict(image=(d.images/16).tolist(), label=d.target))
 
+def _docstrings():
+    "The docstrings of what comes with torch, by package; the files of one split are in no other"
+    table = docstring_task().drop_columns(['file'])
+    return {k: table.filter(pc.equal(table['split'], k)).drop_columns(['split']) for k in split_names}
+
 # %% ../nbs/foundations/01_data.ipynb #381ef356
 def _source(name):
     "Tables by split, the folder that paths inside them start from, and a short name"
     path = Path(name).expanduser()
     if name == 'digits': return dict(train=_digits()),'',name
+    if name == 'docstrings': return _docstrings(),'',name
     if name in hub_names: return read_hub(hub_names[name]),'',name
     if path.is_dir(): return read_files(path),path,path.resolve().name
     if path.exists(): return read_files(path),path.parent,path.stem
     if re.fullmatch(r'\w[\w.-]*/\w[\w.-]*(:[\w.-]+)?', name) and path.suffix not in formats: return read_hub(name),'',name
-    near = ''.join(f' Did you mean {o!r}?' for o in difflib.get_close_matches(name, ['digits', *hub_names], 1))
-    raise ValueError(f'dataset {name!r} is not built in (digits, {", ".join(hub_names)}), not a file or folder here, and not a hub name (owner/name).{near}')
+    near = ''.join(f' Did you mean {o!r}?' for o in difflib.get_close_matches(name, ['digits', 'docstrings', *hub_names], 1))
+    raise ValueError(f'dataset {name!r} is not built in (digits, docstrings, {", ".join(hub_names)}), not a file or folder here, and not a hub name (owner/name).{near}')
 
 # %% ../nbs/foundations/01_data.ipynb #4ea2467a
 def _reader(table, kind, columns, root, image_size):
@@ -275,7 +299,7 @@ def _reader(table, kind, columns, root, image_size):
     return lambda rows: [texts[i] for i in rows.tolist()],keep
 
 # %% ../nbs/foundations/01_data.ipynb #96f5e36d
-def load_task(name:str='digits', # `digits`, `mnist`, `cifar10`, `sst2`, `ag_news`; a local file or folder; or a hub name, `owner/name` or `owner/name:config`
+def load_task(name:str='digits', # `digits`, `docstrings`, `mnist`, `cifar10`, `sst2`, `ag_news`; a local file or folder; or a hub name, `owner/name` or `owner/name:config`
               image_column:str=None, # Images, or paths of images; found by itself where there is one
               text_column:str=None, # Texts; found by itself where there is one
               label_column:str=None, # Labels; found by itself where a name is customary
