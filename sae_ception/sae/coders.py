@@ -7,7 +7,7 @@ __all__ = ['ACTIVATIONS', 'NORMALISE', 'SAEConfig', 'SAE', 'doubling', 'sample_p
            'save_sae', 'load_sae']
 
 # %% ../../nbs/sae/01_coders.ipynb #b8481bfb
-from dataclasses import dataclass,replace
+from dataclasses import dataclass,fields,replace
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from fastcore.all import patch
 from torch import nn
 
 from ..core import check,generator,write_json,write_tensors
-from .formats import read_form
+from .formats import hook_name,read_form
 from .sparsity import batch_top_k,cut,jumprelu,matching_pursuit,top_k
 
 # %% ../../nbs/sae/01_coders.ipynb #004be4af
@@ -89,7 +89,7 @@ class SAE(nn.Module):
                 ):
         super().__init__()
         self.d_in,self.d_out,self.config,self.members,self.transcoder = d_in,d_out or d_in,config,members,d_out is not None
-        self.pre_bias = config.pre_bias and not self.transcoder
+        self.pre_bias,self.metadata = config.pre_bias and not self.transcoder,{}
         check(self.transcoder or not config.skip, config, 'skip', 'an SAE could copy its input past the features; give d_out for a transcoder')
         check(config.activation != 'matching_pursuit' or not self.transcoder, config, 'activation', 'subtracts decoder directions from the input, which a transcoder cannot')
         lead = () if members is None else (members,)
@@ -120,15 +120,16 @@ def pre_acts(self:SAE,
 @patch
 def activate(self:SAE,
              pre:torch.Tensor, # Pre-activations [..., N, F]
-             training:bool=False # Rows of one training batch? Then batchtopk judges them together
+             training:bool=False, # Rows of one training batch? Then batchtopk judges them together
+             k:float=None # Instead of the configuration's k, while training warms it up
             )->torch.Tensor: # Codes [..., N, F]
     "Zero everything but the features that are on"
-    c,a = self.config,self.config.activation
+    c,a,k = self.config,self.config.activation,k or self.config.k
     if a == 'relu': return pre.relu()
-    if a in ('topk', 'abstopk'): return top_k(pre, c.k, signed=a == 'abstopk')
+    if a in ('topk', 'abstopk'): return top_k(pre, k, signed=a == 'abstopk')
     if a == 'jumprelu': return jumprelu(pre, self.threshold.unsqueeze(-2), c.bandwidth, c.input_grad)
     if a == 'gated': return (pre > 0)*((pre - self.b_gate.unsqueeze(-2))*self.r_mag.exp().unsqueeze(-2) + self.b_mag.unsqueeze(-2)).relu()
-    if training: return batch_top_k(pre, c.k, self.members is not None)
+    if training: return batch_top_k(pre, k, self.members is not None)
     if self.threshold.isnan().any(): raise ValueError('this batchtopk coder has no threshold yet: call calibrate with held-out activations')
     return pre.relu()*(pre > self.threshold[..., None, None])
 
@@ -136,12 +137,13 @@ def activate(self:SAE,
 @patch
 def codes(self:SAE,
           x:torch.Tensor, # Rows [..., N, d_in]
-          training:bool=False # Rows of one training batch?
+          training:bool=False, # Rows of one training batch?
+          k:float=None # Instead of the configuration's k
          )->tuple: # Pre-activations (`None` for matching_pursuit) and codes [..., N, F]
     "What the encoder computes"
-    if self.config.activation == 'matching_pursuit': return None,matching_pursuit(self._centred(x), self.W_dec, self.config.k, self.tolerance)
+    if self.config.activation == 'matching_pursuit': return None,matching_pursuit(self._centred(x), self.W_dec, k or self.config.k, self.tolerance)
     pre = self.pre_acts(x)
-    return pre,self.activate(pre, training)
+    return pre,self.activate(pre, training, k)
 
 @patch
 def reconstruct(self:SAE,
@@ -267,7 +269,9 @@ def rescale(self:SAE,
 # %% ../../nbs/sae/01_coders.ipynb #e07d6176
 @patch
 def _like(self:SAE, members=None, **changes): # An empty coder of this kind
-    return SAE(self.d_in, replace(self.config, **changes), members, self.d_out if self.transcoder else None).to(self.b_dec)
+    out = SAE(self.d_in, replace(self.config, **changes), members, self.d_out if self.transcoder else None).to(self.b_dec)
+    out.metadata = dict(self.metadata)
+    return out
 
 @patch
 def _move(self:SAE, delta): # Add to what the encoder gives before its activation [..., F]
@@ -299,13 +303,15 @@ def folded(self:SAE)->SAE: # Itself, if there is nothing to fold
 @patch
 @torch.no_grad()
 def calibrate(self:SAE,
-              x:torch.Tensor # Held-out activations [..., N, d_in]
+              x:torch.Tensor # Held-out activations [..., N, d_in], or [N, d_in] for all members
              ):
     "Choose batchtopk's threshold so that k features are on, on average"
     if self.config.activation != 'batchtopk': return
     stacked = self.members is not None
+    if stacked and x.dim() == 2 + self.config.heads: x = x.expand(self.members, *x.shape)
     rows = self.normalise(x).flatten(int(stacked), -2)
-    self.threshold.copy_(cut((self.pre_acts(o) for o in rows.split(4096, -2)), self.config.k, rows.shape[-2], stacked))
+    pieces = rows.split(max(1, 2**24//self.W_enc[..., 0].numel()), -2)
+    self.threshold.copy_(cut((self.pre_acts(o) for o in pieces), self.config.k, rows.shape[-2], stacked))
 
 # %% ../../nbs/sae/01_coders.ipynb #988a1b26
 @patch
@@ -326,12 +332,11 @@ def doubling(width:int, # All features F
 def sample_prefixes(width:int, # All features F
                     levels:int, # Number of levels
                     generator:torch.Generator, # Where chance comes from
-                    power:float=.5 # Of the Pareto distribution: the smaller, the longer the prefixes
+                    power:float=.5 # The share of prefixes shorter than a share q of the width is q to this power
                    )->tuple: # Ascending, the last all features; fewer than `levels` if some coincide
     "Prefixes drawn anew for a batch"
-    u = torch.rand(levels - 1, generator=generator, dtype=torch.float64)
-    ends = (1 - u*(1 - width**-power))**(-1/power)
-    return tuple(sorted({*ends.long().clamp(1, width).tolist(), width}))
+    ends = width*torch.rand(levels - 1, generator=generator, dtype=torch.float64)**(1/power)
+    return tuple(sorted({*(ends.long() + 1).tolist(), width}))
 
 # %% ../../nbs/sae/01_coders.ipynb #bbcc9c3f
 @patch
@@ -459,13 +464,21 @@ def save_sae(path, # A folder
     if 'W_enc' in tensors: tensors['W_enc'] = tensors['W_enc'].mT
     write_tensors(Path(path)/'sae_weights.safetensors', {n: o.float() for n,o in tensors.items()})
     if frequency is not None: write_tensors(Path(path)/'sparsity.safetensors', dict(sparsity=(frequency.float() + 1e-10).log10()))
-    write_json(Path(path)/'cfg.json', dict(**cfg, metadata=dict(sae_lens_version='6.54.12', sae_ception=c, **metadata)))
+    facts = {**sae.metadata, **metadata}
+    for key,site in dict(hook_name='site', hook_name_out='target').items():
+        if site in facts: facts[key] = hook_name(facts[site])
+    write_json(Path(path)/'cfg.json', dict(**cfg, metadata={**facts, 'sae_lens_version': '6.54.12', 'sae_ception': c}))
 
 # %% ../../nbs/sae/01_coders.ipynb #d260d047
-def load_sae(path # A folder or file
+def load_sae(path, # A folder, or a file, of ours or of another library
+             scale:float=None # For a SAELens coder whose files ask for an input scale and do not have it
             )->SAE:
-    "Read a coder, ours or another library's"
-    form = read_form(path)
-    sae = SAE(form['d_in'], SAEConfig(**form['config']), d_out=form['d_out'])
-    sae.load_state_dict(form['tensors'])
-    return sae
+    "Read a coder"
+    form = read_form(path, scale)
+    more = set(form.config) - {o.name for o in fields(SAEConfig)}
+    if more: raise ValueError(f"{form.path}: its configuration has the field '{sorted(more)[0]}', which this version does not know")
+    lengths = form.tensors['W_dec'].norm(dim=1)
+    sae = SAE(form.d_in, SAEConfig(**{'unit_norm': bool((lengths - 1).abs().max() < 1e-3), **form.config}), d_out=form.d_out)
+    sae.load_state_dict(form.tensors)
+    sae.metadata = {k: v for k,v in form.metadata.items() if k != 'sae_ception'}
+    return sae.folded()
