@@ -212,6 +212,7 @@ def update(self:_Group, x, y): # The last batch, to resample from
         if sae.config.unit_norm: project_gradient(sae)
         self.opt.step()
         self.opt.zero_grad()
+        torch.autograd.graph.increment_version([*sae.parameters()]) # fused Adam does not, and kernels keep a copy of what has not changed
         sae.constrain()
     self.step += 1
     for n,p in sae.named_parameters() if c.ema else (): self.average[n].lerp_(p, (1 - c.ema)/(1 - c.ema**self.step))
