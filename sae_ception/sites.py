@@ -64,12 +64,10 @@ def _sub(module, path):
 
 def _layout(block):
     "The name of a block's layout, or None"
-    parallel,names = bool(getattr(block, 'use_parallel_residual', False)),block._modules.keys()
+    names = {n for n,m in block._modules.items() if m is not None and any(True for _ in m.parameters())} | block._parameters.keys()
     for name,o in LAYOUTS.items():
-        parts = set(o['parts'].split())
-        if not parts <= names or parallel != (o['kind'] == 'parallel'): continue
-        if any(_sub(block, o[s].rpartition('.')[0]) is None for s in SITES if s in o): continue
-        if {n.partition('.')[0] for n,_ in block.named_parameters()} <= parts: return name
+        parts,parallel = set(o['parts'].split()),o['kind'] == 'parallel'
+        if names == parts and parallel == bool(getattr(block, 'use_parallel_residual', False)) and all(_sub(block, o[s].rpartition('.')[0]) for s in SITES if s in o): return name
 
 # %% ../nbs/foundations/03_sites.ipynb #c281f320
 def _stacks(module, path=''):
@@ -230,7 +228,7 @@ class Capture:
                 ):
         if not names: raise ValueError('Capture needs at least one site: `sites(model)` lists them')
         self.places = {n: find_site(model, n) for n in names}
-        self.stop,self.grad,self.got = stop,grad,{}
+        self.stop,self.grad,self.got,self.modules = stop,grad,{},list(model.modules())
 
     def __getitem__(self, name):
         if name in self.got: return self.got[name]
@@ -247,14 +245,18 @@ def _keep(self:Capture, name, h):
 
 @patch
 def __enter__(self:Capture):
-    self.got = {}
+    self.got,self.forwards = {},[m.__dict__.get('forward') for m in self.modules]
     self.handles = [site.hook(lambda h, n=n: self._keep(n, h)) for n,site in self.places.items()]
     return self
 
+# %% ../nbs/foundations/03_sites.ipynb #25d961cb
 @patch
 def __exit__(self:Capture, kind, error, *args):
     for o in self.handles: o.remove()
-    return kind is _Enough and error.args[0] is self
+    stopped = kind is _Enough and error.args[0] is self
+    for m,f in zip(self.modules, self.forwards) if stopped else ():
+        if m.__dict__.get('forward') is not f: m.__dict__.update(forward=f) if f else m.__dict__.pop('forward')
+    return stopped
 
 # %% ../nbs/foundations/03_sites.ipynb #48606568
 @patch
