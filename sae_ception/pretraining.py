@@ -9,7 +9,7 @@ __all__ = ['ARMS', 'next_tokens', 'next_token_loss', 'perplexity', 'PretrainConf
 # %% ../nbs/sharpening/02_pretraining.ipynb #0be7ad96
 import copy,math
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass,replace as but
 
 import numpy as np
 import pandas as pd
@@ -99,6 +99,11 @@ class PretrainConfig:
 # %% ../nbs/sharpening/02_pretraining.ipynb #42fd1fa8
 ARMS = 'control','per_token','full','random','l1'
 
+def _frozen(sae): # A copy that reads rows [N, d], also where the SAE itself reads heads
+    sae = copy.deepcopy(sae).eval().requires_grad_(False)
+    sae.config = but(sae.config, heads=False)
+    return sae
+
 class TokenTargets(OnlineTargets):
     "Targets of tokens, made from their own activations while the model is trained"
     def __init__(self,
@@ -108,7 +113,7 @@ class TokenTargets(OnlineTargets):
                  seed:int=0 # Decides the directions of `random`
                 ):
         if strategy not in ARMS[1:4]: raise ValueError(f'strategy={strategy!r}: choose from {", ".join(ARMS[1:4])}')
-        self.sae,self.strategy,self.k = copy.deepcopy(sae).eval().requires_grad_(False),strategy,SharpenConfig('per_example', k).count(sae.config.width)
+        self.sae,self.strategy,self.k = _frozen(sae),strategy,SharpenConfig('per_example', k).count(sae.config.width)
         self.directions = F.normalize(torch.randn(4096, sae.d_in, generator=generator(seed, 'directions of tokens')), dim=-1)
 
     def to(self, device): self.sae,self.directions = self.sae.to(device),self.directions.to(device); return self
@@ -120,7 +125,7 @@ class TokenTargets(OnlineTargets):
                  ids:torch.Tensor # Their token ids [N]
                 ): # Targets [N, d]
         "The targets of these tokens"
-        t = torch.cat([self.sae.decode(self.sharpen(self.sae.encode(o))) for o in h.split(4096)])
+        t = torch.cat([self.sae.decode(self.sharpen(self.sae.encode(o)), o) for o in h.split(4096)])
         if self.strategy != 'random': return t
         return self.sae.b_dec + (t - self.sae.b_dec).norm(dim=-1, keepdim=True)*self.directions[ids % len(self.directions)]
 
@@ -276,7 +281,7 @@ def _replacements(sae, h, y, mean, ks):
     z = sae.encode(h)
     for k in [*ks, None]:
         kept = z if k is None else per_example(z, k)
-        yield 'reconstruction' if k is None else 'top k',k,(kept != 0).sum().item(),sae.decode(kept)
+        yield 'reconstruction' if k is None else 'top k',k,(kept != 0).sum().item(),sae.decode(kept, h)
 
 def _put(old, work, rows):
     new = old.flatten(2).clone()
@@ -317,7 +322,7 @@ def intervention_sweep(model, # A causal language model of `transformers`
     if bad := [k for k in ks if not 1 <= k <= width]: raise ValueError(f'ks={list(ks)}: {bad[0]} is not between 1 and the {width} features of the SAE')
     batches = [_slice(b, slice(None), device) for b in batches]
     with evaluating(model):
-        sae,mean = copy.deepcopy(sae).eval().to(device),_mean(model, target, batches)
+        sae,mean = _frozen(sae).to(device),_mean(model, target, batches)
         rows = [o for b in progress(batches, 'interventions') for o in _sweep(model, sae, site, target, b, mean, ks)]
     t = pd.DataFrame(rows).astype(dict(k=float)).groupby(['replacement', 'k'], dropna=False, sort=False, as_index=False).sum()
     t.loc[t.replacement == 'nothing', 'l0'] = np.nan
