@@ -120,15 +120,16 @@ def pre_acts(self:SAE,
 @patch
 def activate(self:SAE,
              pre:torch.Tensor, # Pre-activations [..., N, F]
-             training:bool=False # Rows of one training batch? Then batchtopk judges them together
+             training:bool=False, # Rows of one training batch? Then batchtopk judges them together
+             k:float=None # Instead of the configuration's k, while training warms it up
             )->torch.Tensor: # Codes [..., N, F]
     "Zero everything but the features that are on"
-    c,a = self.config,self.config.activation
+    c,a,k = self.config,self.config.activation,k or self.config.k
     if a == 'relu': return pre.relu()
-    if a in ('topk', 'abstopk'): return top_k(pre, c.k, signed=a == 'abstopk')
+    if a in ('topk', 'abstopk'): return top_k(pre, k, signed=a == 'abstopk')
     if a == 'jumprelu': return jumprelu(pre, self.threshold.unsqueeze(-2), c.bandwidth, c.input_grad)
     if a == 'gated': return (pre > 0)*((pre - self.b_gate.unsqueeze(-2))*self.r_mag.exp().unsqueeze(-2) + self.b_mag.unsqueeze(-2)).relu()
-    if training: return batch_top_k(pre, c.k, self.members is not None)
+    if training: return batch_top_k(pre, k, self.members is not None)
     if self.threshold.isnan().any(): raise ValueError('this batchtopk coder has no threshold yet: call calibrate with held-out activations')
     return pre.relu()*(pre > self.threshold[..., None, None])
 
@@ -136,12 +137,13 @@ def activate(self:SAE,
 @patch
 def codes(self:SAE,
           x:torch.Tensor, # Rows [..., N, d_in]
-          training:bool=False # Rows of one training batch?
+          training:bool=False, # Rows of one training batch?
+          k:float=None # Instead of the configuration's k
          )->tuple: # Pre-activations (`None` for matching_pursuit) and codes [..., N, F]
     "What the encoder computes"
-    if self.config.activation == 'matching_pursuit': return None,matching_pursuit(self._centred(x), self.W_dec, self.config.k, self.tolerance)
+    if self.config.activation == 'matching_pursuit': return None,matching_pursuit(self._centred(x), self.W_dec, k or self.config.k, self.tolerance)
     pre = self.pre_acts(x)
-    return pre,self.activate(pre, training)
+    return pre,self.activate(pre, training, k)
 
 @patch
 def reconstruct(self:SAE,
@@ -299,13 +301,15 @@ def folded(self:SAE)->SAE: # Itself, if there is nothing to fold
 @patch
 @torch.no_grad()
 def calibrate(self:SAE,
-              x:torch.Tensor # Held-out activations [..., N, d_in]
+              x:torch.Tensor # Held-out activations [..., N, d_in], or [N, d_in] for all members
              ):
     "Choose batchtopk's threshold so that k features are on, on average"
     if self.config.activation != 'batchtopk': return
     stacked = self.members is not None
+    if stacked and x.dim() == 2 + self.config.heads: x = x.expand(self.members, *x.shape)
     rows = self.normalise(x).flatten(int(stacked), -2)
-    self.threshold.copy_(cut((self.pre_acts(o) for o in rows.split(4096, -2)), self.config.k, rows.shape[-2], stacked))
+    pieces = rows.split(max(1, 2**24//self.W_enc[..., 0].numel()), -2)
+    self.threshold.copy_(cut((self.pre_acts(o) for o in pieces), self.config.k, rows.shape[-2], stacked))
 
 # %% ../../nbs/sae/01_coders.ipynb #988a1b26
 @patch
@@ -326,12 +330,11 @@ def doubling(width:int, # All features F
 def sample_prefixes(width:int, # All features F
                     levels:int, # Number of levels
                     generator:torch.Generator, # Where chance comes from
-                    power:float=.5 # Of the Pareto distribution: the smaller, the longer the prefixes
+                    power:float=.5 # The share of prefixes shorter than a share q of the width is q to this power
                    )->tuple: # Ascending, the last all features; fewer than `levels` if some coincide
     "Prefixes drawn anew for a batch"
-    u = torch.rand(levels - 1, generator=generator, dtype=torch.float64)
-    ends = (1 - u*(1 - width**-power))**(-1/power)
-    return tuple(sorted({*ends.long().clamp(1, width).tolist(), width}))
+    ends = width*torch.rand(levels - 1, generator=generator, dtype=torch.float64)**(1/power)
+    return tuple(sorted({*(ends.long() + 1).tolist(), width}))
 
 # %% ../../nbs/sae/01_coders.ipynb #bbcc9c3f
 @patch
