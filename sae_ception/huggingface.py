@@ -224,7 +224,7 @@ class Pictures:
 
     def __len__(self): return len(self.x)
     @cached_property
-    def fingerprint(self): return config_hash([list(self.x.shape), self.x.double().sum().item(), self.size, self.crop, self.mean, self.std])
+    def fingerprint(self): return config_hash([list(self.x.shape), getattr(self.x, 'fingerprint', None) or self.x.double().sum().item(), self.size, self.crop, self.mean, self.std])
 
 # %% ../nbs/foundations/02_huggingface.ipynb #aed1de9f
 @patch
@@ -233,7 +233,8 @@ def batch(self:Pictures,
           device='cpu' # Where the tensor goes
          )->torch.Tensor: # float32 [B, C, size, size]
     "Some pictures as a tensor"
-    x = self.x[torch.as_tensor(rows)].to(device)
+    rows = torch.as_tensor(rows)
+    x = self.x.batch(rows, device) if hasattr(self.x, 'batch') else self.x[rows].to(device)
     if len(self.mean) == 3 and x.shape[1] == 1: x = x.expand(-1, 3, -1, -1)
     (h,w),side = x.shape[-2:],round(self.size/self.crop)
     if (h, w) != (self.size, self.size) or self.crop != 1:
@@ -261,7 +262,7 @@ class Inputs:
                 ):
         "The task as the model reads it"
         if task.kind != self.kind: raise ValueError(f'the model reads {self.kind}s and {task.name} holds {task.kind} data: choose another model')
-        if not isinstance(task.x, (list, torch.Tensor)): return task # it was done before
+        if isinstance(task.x, (Texts, Pictures)): return task # it was done before
         if self.kind == 'text': x = encode(task.x, self.tokenizer, self.max_length, side, self.positions)
         else: x = Pictures(task.x, self.size, self.mean, self.std, self.crop)
         return replace(task, x=x)
@@ -303,6 +304,19 @@ def _image_facts(name, revision):
     return dict(size=side(crop if crop and facts.get('do_center_crop') else size), crop=share, mean=tuple(facts.get('image_mean', (0.,)*3)), std=tuple(facts.get('image_std', (1.,)*3)))
 
 # %% ../nbs/foundations/02_huggingface.ipynb #1a62af2d
+@torch.no_grad()
+def _resize_grid(model, size):
+    "Let a vision transformer read pictures of `size` pixels a side"
+    emb = next((m for m in model.modules() if hasattr(m, 'position_embeddings') and hasattr(m, 'patch_embeddings')), None)
+    if emb is None or model.config.image_size == size: return
+    old,patch = emb.position_embeddings,model.config.patch_size
+    if size % patch: raise ValueError(f'image_size={size}: must be a multiple of the model\'s patches of {patch} pixels')
+    grid = old[:, -emb.patch_embeddings.num_patches:].unflatten(1, (model.config.image_size//patch, -1)).permute(0, 3, 1, 2)
+    new = F.interpolate(grid, (size//patch,)*2, mode='bicubic', antialias=True).flatten(2).mT
+    emb.position_embeddings = torch.nn.Parameter(torch.cat([old[:, :old.shape[1]-emb.patch_embeddings.num_patches], new], 1))
+    emb.patch_embeddings.image_size,emb.patch_embeddings.num_patches,model.config.image_size = (size, size),(size//patch)**2,size
+
+# %% ../nbs/foundations/02_huggingface.ipynb #72608d8c
 def _image_classifier(name, task, seed, dtype, revision, image_size):
     from transformers import AutoConfig,AutoModelForImageClassification
     facts = dict(num_labels=task.n_classes, id2label=dict(enumerate(task.classes)), label2id={c: i for i,c in enumerate(task.classes)})
@@ -314,6 +328,7 @@ def _image_classifier(name, task, seed, dtype, revision, image_size):
         reads = _image_facts(name, revision)
         if image_size: reads.update(size=image_size, crop=1.)
     model = _build(AutoModelForImageClassification, name, config, seed, dtype, revision, 'an image classifier')
+    _resize_grid(model, reads['size'])
     model.inputs = Inputs('image', **reads)
     return model
 
