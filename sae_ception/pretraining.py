@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ARMS', 'next_tokens', 'next_token_loss', 'perplexity', 'PretrainConfig', 'TokenTargets', 'token_auxiliary', 'at_work',
-           'pretrain', 'intervention_sweep', 'choose_k']
+           'pretrain', 'intervention_sweep', 'choose_k', 'held_out_batches', 'tokenizer_of', 'base_model']
 
 # %% ../nbs/sharpening/02_pretraining.ipynb #0be7ad96
 import copy,math
@@ -17,12 +17,13 @@ import torch
 import torch.nn.functional as F
 from fastcore.all import patch
 
-from .core import (Checkpoint,SCHEDULES,check,config_hash,generator,interruptible,lr_factor,optimizer_tensors,pick_device,progress,
-                              restore_optimizer,seeded,stream_seed)
+from .core import (Checkpoint,SCHEDULES,check,config_hash,generator,interruptible,logger,lr_factor,optimizer_tensors,pick_device,progress,
+                              restore_optimizer,seeded,stream_seed,write_json)
+from .huggingface import is_fresh,load_lm,load_tokenizer,quietly,train_tokenizer
 from .reading import evaluating
 from .sharpening import OnlineTargets,SharpenConfig,per_example,sharpening_report
-from .sites import Capture,replace
-from .tokens import TokenBatch
+from .sites import Capture,find_site,replace
+from .tokens import TokenBatch,TokenStream
 from .training import Auxiliary,Fit,_recomputing
 
 # %% ../nbs/sharpening/02_pretraining.ipynb #d0e92479
@@ -156,19 +157,22 @@ def token_auxiliary(arm:str, # One of `ARMS`, perhaps with its λ: `l1@0.001`
     if name == 'control': return Auxiliary(0., TokenTargets(sae, k, seed=seed), 'mse')
     return Auxiliary(weight, TokenTargets(sae, k, name, seed), 'mse')
 
-# %% ../nbs/sharpening/02_pretraining.ipynb #0c0c9d24
-def at_work(b # A `TokenBatch`
+# %% ../nbs/sharpening/02_pretraining.ipynb #389d9074
+def at_work(b, # A `TokenBatch`
+            h, # Activations [B, T, ...]
+            sink=10. # Longest activation, in medians of those of the text
            )->torch.Tensor: # bool [B, T]
-    "Which positions hold a token of the text: no padding, no mark of ours such as BOS"
-    return b.position >= 0
+    "Which positions hold a token of the text that is no attention sink"
+    text,norms = b.position >= 0,h.detach().flatten(2).float().norm(dim=-1)
+    return text & (norms <= sink*norms[text].median())
 
-# %% ../nbs/sharpening/02_pretraining.ipynb #5e4daab5
+# %% ../nbs/sharpening/02_pretraining.ipynb #0c0c9d24
 def _losses(model, b, aux, site, precision):
     "Summed loss of the next tokens, auxiliary loss of the tokens at work, and those: activations and ids"
     capture = Capture(model, site) if site else nullcontext()
     with torch.autocast(b.ids.device.type, torch.bfloat16, enabled=precision == 'bf16'), capture as got: logits = _logits(model, b)
     task = next_token_loss(logits, b.ids, b.real, b.doc, 'sum')
-    if not site or not (work := at_work(b)).any(): return task,task.new_zeros(()),None,None
+    if not site or not (work := at_work(b, got[site])).any(): return task,task.new_zeros(()),None,None
     h,ids = got[site].float().flatten(2)[work],b.ids[work]
     with torch.set_grad_enabled(aux.weight > 0): return task,aux(h, ids, None),h,ids
 
@@ -201,7 +205,7 @@ class _Training:
 # %% ../nbs/sharpening/02_pretraining.ipynb #e048d448
 def _step(s, b, aux, site, config):
     parts = [_slice(b, rows) for rows in torch.arange(len(b)).chunk(config.accumulation)]
-    labels,work = ([f(o) for o in parts] for f in (lambda o: int((next_tokens(o.ids, o.real, o.doc) >= 0).sum()), lambda o: int(at_work(o).sum())))
+    labels,work = ([f(o) for o in parts] for f in (lambda o: int((next_tokens(o.ids, o.real, o.doc) >= 0).sum()), lambda o: int((o.position >= 0).sum())))
     s.opt.zero_grad()
     for part,share in zip(parts, work):
         task,pull,h,ids = _losses(s.model, _slice(part, slice(None), s.sums.device), aux, site, config.precision)
@@ -261,6 +265,8 @@ def pretrain(model, # A causal language model of `transformers`; changed in plac
             )->Fit: # The model on its device, in evaluation mode; a row a measurement; facts of the first step
     "Train a language model on text, and towards the targets of an auxiliary loss"
     aux,device = aux or Auxiliary(),pick_device(config.device)
+    room = getattr(model.config, 'max_position_embeddings', None) or stream.context
+    if stream.context > room: raise ValueError(f'context={stream.context}: the model has positions for {room} tokens')
     if site is None and (aux.weight or aux.targets): raise ValueError('the auxiliary loss needs a site: pass site=, such as `layers.0.resid_post`')
     moving = [p for p in model.to(device).parameters() if p.requires_grad]
     if odd := {str(p.dtype) for p in moving} - {'torch.float32'}: raise ValueError(f'the weights are {", ".join(sorted(odd))}, which rounds small steps away: load the model in float32; precision="bf16" computes in bf16')
@@ -292,19 +298,19 @@ def _put(old, work, rows):
 def _sweep(model, sae, site, target, b, mean, ks):
     "The rows of one batch: sums over its tokens"
     with Capture(model, *{site, target}) as got: clean = _logits(model, b)
-    work,loss = at_work(b),lambda logits: next_token_loss(logits, b.ids, b.real, b.doc, 'none').double().sum().item()
+    work,loss = at_work(b, got[site]),lambda logits: next_token_loss(logits, b.ids, b.real, b.doc, 'none').double().sum().item()
     h,y = (got[o].flatten(2)[work].float() for o in (site, target))
     yield dict(replacement='nothing', k=None, loss=loss(clean), l0=math.nan, error=0., rows=len(y))
     for name,k,l0,new in _replacements(sae, h, y, mean, ks):
         with replace(model, target, lambda old: _put(old, work, new)): logits = _logits(model, b)
         yield dict(replacement=name, k=k, loss=loss(logits), l0=l0, error=(new.double() - y).square().sum().item(), rows=len(y))
 
-def _mean(model, target, batches):
+def _mean(model, site, target, batches):
     "Mean activation of the tokens at work"
     total,n = 0.,0
     for b in batches:
-        with Capture(model, target, stop=True) as got: _logits(model, b)
-        rows = got[target].flatten(2)[at_work(b)].double()
+        with Capture(model, *{site, target}, stop=True) as got: _logits(model, b)
+        rows = got[target].flatten(2)[at_work(b, got[site])].double()
         total,n = total + rows.sum(0),n + len(rows)
     return total/n
 
@@ -322,7 +328,7 @@ def intervention_sweep(model, # A causal language model of `transformers`
     if bad := [k for k in ks if not 1 <= k <= width]: raise ValueError(f'ks={list(ks)}: {bad[0]} is not between 1 and the {width} features of the SAE')
     batches = [_slice(b, slice(None), device) for b in batches]
     with evaluating(model):
-        sae,mean = _frozen(sae).to(device),_mean(model, target, batches)
+        sae,mean = _frozen(sae).to(device),_mean(model, site, target, batches)
         rows = [o for b in progress(batches, 'interventions') for o in _sweep(model, sae, site, target, b, mean, ks)]
     t = pd.DataFrame(rows).astype(dict(k=float)).groupby(['replacement', 'k'], dropna=False, sort=False, as_index=False).sum()
     t.loc[t.replacement == 'nothing', 'l0'] = np.nan
@@ -343,3 +349,57 @@ def choose_k(table:pd.DataFrame, # From `intervention_sweep`
         full = table.rise[table.replacement == 'reconstruction'].item()
         raise ValueError(f'no k of {rows.k.astype(int).tolist()} keeps the rise of perplexity below tax={tax:g}; the full reconstruction costs {full:.3f}: give larger ks, a better SAE, or a higher tax')
     return int(rows.k[rows.rise < tax].iloc[0])
+
+# %% ../nbs/sharpening/02_pretraining.ipynb #2ecd0eab
+def held_out_batches(stream:TokenStream, # Its source and settings; its place does not move
+                     tokens:int=16_384, # How many tokens to measure on, at most
+                     size:int=16 # Contexts a batch
+                    )->list: # `TokenBatch`es
+    "Contexts of held-out documents"
+    held,out,have = stream.twin(split='held_out', passes=0),[],0
+    while have < tokens and not held.at['pass']:
+        out.append(held.next(size))
+        have += int((out[-1].position >= 0).sum())
+    if have < tokens: logger.warning('the held-out documents have about %d tokens, fewer than the %d wanted: measuring on those', have, tokens)
+    return out
+
+# %% ../nbs/sharpening/02_pretraining.ipynb #74b80bb7
+def tokenizer_of(source, # As for `TokenStream`
+                 vocab_size:int=4096, # Tokens in all
+                 characters:int=1_000_000, # Of the text to learn from
+                 seed:int=0, # Decides which documents
+                 **kwargs # As for `TokenStream`: `column`, `held_out`, ...
+                ): # A tokenizer
+    "Train a tokenizer on the training documents of a source"
+    stream = TokenStream(source, train_tokenizer([''], 300), 4096, bos='none', seed=seed, **kwargs)
+    texts,enough = [],0
+    while enough < characters and not stream.at['pass']:
+        texts += stream.tokenizer.batch_decode(stream.next(16).ids, skip_special_tokens=True)
+        enough += 16*4096
+    return train_tokenizer(texts, vocab_size)
+
+# %% ../nbs/sharpening/02_pretraining.ipynb #0910f6e3
+def base_model(name:str, # Hub name, folder, or a new one such as `gpt2:64x2`
+               stage, # A `Stage` of the run, for the training of a new model
+               source, # Text, as for `TokenStream`
+               config:PretrainConfig=PretrainConfig(), # How a new model is trained
+               sites:tuple=(), # Sites that it must have
+               tokenizer:str='', # Name of a tokenizer, when it shall not be the model's own
+               dtype:str='float32', # `float32`, `bf16` or `float16`
+               vocab_size:int=4096, # Tokens of a new tokenizer
+               seed:int=0, # Decides a new model and the order of its text
+               **kwargs # As for `TokenStream`: `context`, `column`, ...
+              )->tuple: # The model and its tokenizer
+    "A pretrained model as it is, or a new one after training"
+    own = load_tokenizer(tokenizer) if tokenizer else None
+    if is_fresh(name) and not stage.done:
+        own = own or tokenizer_of(source, vocab_size, seed=seed, **{k: v for k,v in kwargs.items() if k in ('column', 'held_out')})
+        stream,new = TokenStream(source, own, seed=stream_seed(seed, 'pretraining'), **kwargs),load_lm(name, own, seed)[0]
+        for o in sites: find_site(new, o)
+        fit = pretrain(new, stream, config, held_out=held_out_batches(stream), seed=seed, checkpoint=stage.checkpoint)
+        with quietly(): fit.model.save_pretrained(stage.path); own.save_pretrained(stage.path)
+        write_json(stage.path/'history.json', fit.history)
+        stage.finish()
+    model,own = load_lm(*((str(stage.path), None) if is_fresh(name) else (name, own)), dtype=dtype)
+    for o in sites: find_site(model, o)
+    return model,own
