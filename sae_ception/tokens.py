@@ -262,7 +262,7 @@ def _check_documents(self:TokenStream):
     raise ValueError(f"held_out={self.kw['held_out']} leaves no {self.split} document of {counts['other_split']}: choose another share, or give more documents")
 
 # %% ../nbs/foundations/05_tokens.ipynb #5d02a697
-_chunk = 512,1_000_000 # at most so many documents, about so many characters
+_chunk = 64,200_000 # at most so many documents, about so many characters
 
 @patch
 def _next_block(self:TokenStream):
