@@ -314,7 +314,9 @@ def _resize_grid(model, size):
     grid = old[:, -emb.patch_embeddings.num_patches:].unflatten(1, (model.config.image_size//patch, -1)).permute(0, 3, 1, 2)
     new = F.interpolate(grid, (size//patch,)*2, mode='bicubic', antialias=True).flatten(2).mT
     emb.position_embeddings = torch.nn.Parameter(torch.cat([old[:, :old.shape[1]-emb.patch_embeddings.num_patches], new], 1))
-    emb.patch_embeddings.image_size,emb.patch_embeddings.num_patches,model.config.image_size = (size, size),(size//patch)**2,size
+    for o in (emb, emb.patch_embeddings):
+        if hasattr(o, 'image_size'): o.image_size = size, size
+    emb.patch_embeddings.num_patches,model.config.image_size = (size//patch)**2,size
 
 # %% ../nbs/foundations/02_huggingface.ipynb #72608d8c
 def _image_classifier(name, task, seed, dtype, revision, image_size):
