@@ -7,7 +7,7 @@ __all__ = ['ACTIVATIONS', 'NORMALISE', 'SAEConfig', 'SAE', 'doubling', 'sample_p
            'save_sae', 'load_sae']
 
 # %% ../../nbs/sae/01_coders.ipynb #b8481bfb
-from dataclasses import dataclass,replace
+from dataclasses import dataclass,fields,replace
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from fastcore.all import patch
 from torch import nn
 
 from ..core import check,generator,write_json,write_tensors
-from .formats import read_form
+from .formats import hook_name,read_form
 from .sparsity import batch_top_k,cut,jumprelu,matching_pursuit,top_k
 
 # %% ../../nbs/sae/01_coders.ipynb #004be4af
@@ -89,7 +89,7 @@ class SAE(nn.Module):
                 ):
         super().__init__()
         self.d_in,self.d_out,self.config,self.members,self.transcoder = d_in,d_out or d_in,config,members,d_out is not None
-        self.pre_bias = config.pre_bias and not self.transcoder
+        self.pre_bias,self.metadata = config.pre_bias and not self.transcoder,{}
         check(self.transcoder or not config.skip, config, 'skip', 'an SAE could copy its input past the features; give d_out for a transcoder')
         check(config.activation != 'matching_pursuit' or not self.transcoder, config, 'activation', 'subtracts decoder directions from the input, which a transcoder cannot')
         lead = () if members is None else (members,)
@@ -269,7 +269,9 @@ def rescale(self:SAE,
 # %% ../../nbs/sae/01_coders.ipynb #e07d6176
 @patch
 def _like(self:SAE, members=None, **changes): # An empty coder of this kind
-    return SAE(self.d_in, replace(self.config, **changes), members, self.d_out if self.transcoder else None).to(self.b_dec)
+    out = SAE(self.d_in, replace(self.config, **changes), members, self.d_out if self.transcoder else None).to(self.b_dec)
+    out.metadata = dict(self.metadata)
+    return out
 
 @patch
 def _move(self:SAE, delta): # Add to what the encoder gives before its activation [..., F]
@@ -462,13 +464,21 @@ def save_sae(path, # A folder
     if 'W_enc' in tensors: tensors['W_enc'] = tensors['W_enc'].mT
     write_tensors(Path(path)/'sae_weights.safetensors', {n: o.float() for n,o in tensors.items()})
     if frequency is not None: write_tensors(Path(path)/'sparsity.safetensors', dict(sparsity=(frequency.float() + 1e-10).log10()))
-    write_json(Path(path)/'cfg.json', dict(**cfg, metadata=dict(sae_lens_version='6.54.12', sae_ception=c, **metadata)))
+    facts = {**sae.metadata, **metadata}
+    for key,site in dict(hook_name='site', hook_name_out='target').items():
+        if site in facts: facts[key] = hook_name(facts[site])
+    write_json(Path(path)/'cfg.json', dict(**cfg, metadata={**facts, 'sae_lens_version': '6.54.12', 'sae_ception': c}))
 
 # %% ../../nbs/sae/01_coders.ipynb #d260d047
-def load_sae(path # A folder or file
+def load_sae(path, # A folder, or a file, of ours or of another library
+             scale:float=None # For a SAELens coder whose files ask for an input scale and do not have it
             )->SAE:
-    "Read a coder, ours or another library's"
-    form = read_form(path)
-    sae = SAE(form['d_in'], SAEConfig(**form['config']), d_out=form['d_out'])
-    sae.load_state_dict(form['tensors'])
-    return sae
+    "Read a coder"
+    form = read_form(path, scale)
+    more = set(form.config) - {o.name for o in fields(SAEConfig)}
+    if more: raise ValueError(f"{form.path}: its configuration has the field '{sorted(more)[0]}', which this version does not know")
+    lengths = form.tensors['W_dec'].norm(dim=1)
+    sae = SAE(form.d_in, SAEConfig(**{'unit_norm': bool((lengths - 1).abs().max() < 1e-3), **form.config}), d_out=form.d_out)
+    sae.load_state_dict(form.tensors)
+    sae.metadata = {k: v for k,v in form.metadata.items() if k != 'sae_ception'}
+    return sae.folded()

@@ -145,10 +145,10 @@ Objective = namedtuple('Objective', 'loss reconstruction z y_hat levels')
 
 def _codes(sae, x, lengths, training, k): # Pre-activations, codes as judged and as decoded
     if lengths is None:
-        pre,z = sae.codes(x, training, k)
+        pre,z = sae.codes(x, training, **({} if k is None else dict(k=k)))
         return pre,z,z
     pre = sae.pre_acts(x)*lengths.unsqueeze(-2)
-    z = sae.activate(pre, training, k)
+    z = sae.activate(pre, training, **({} if k is None else dict(k=k)))
     return pre,z,z/lengths.unsqueeze(-2)
 
 def objective(sae:SAE, # One coder or a stack
