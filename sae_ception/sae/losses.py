@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TOPK', 'Objective', 'reconstruction_loss', 'nested_loss', 'level_weights', 'sparsity_loss', 'l0_loss', 'pre_act_loss',
-           'auxk_loss', 'LossConfig', 'compares_raw', 'objective']
+           'auxk_loss', 'LossConfig', 'level_plan', 'compares_raw', 'objective']
 
 # %% ../../nbs/sae/02_losses.ipynb #2be8b440
 from collections import namedtuple
@@ -132,10 +132,12 @@ def _through_gates(sae, pre, x, detach):
     return y if skip is None else y + x @ skip.mT
 
 # %% ../../nbs/sae/02_losses.ipynb #0bcfb76c
-def _levels(sae, z, x, c, ends):
-    if len(c.level_weights) == len(ends) + 1: ends = (0, *ends)
-    weights = level_weights(ends, c.level_weights, len(ends) if c.compat else 1.)
-    return (sae.levels(z, x, ends) if len(ends) > 1 else [sae.reconstruct(z, x)]),weights
+def level_plan(config:LossConfig, # What is minimised
+               ends:tuple # Where the coder's levels end
+              )->tuple: # Where the levels of the loss end, and their weights
+    "The levels of the loss: those of the coder, and perhaps the bias alone"
+    if len(config.level_weights) == len(ends) + 1: ends = (0, *ends)
+    return ends,level_weights(ends, config.level_weights, len(ends) if config.compat else 1.)
 
 def compares_raw(sae, config): # SAELens normalises rows inside the coder, and compares outside
     return bool(config.compat) and sae.config.normalise in ('constant_norm', 'layer_norm') and not sae.transcoder
@@ -145,10 +147,10 @@ Objective = namedtuple('Objective', 'loss reconstruction z y_hat levels')
 
 def _codes(sae, x, lengths, training, k): # Pre-activations, codes as judged and as decoded
     if lengths is None:
-        pre,z = sae.codes(x, training, **({} if k is None else dict(k=k)))
+        pre,z = sae.codes(x, training, k)
         return pre,z,z
     pre = sae.pre_acts(x)*lengths.unsqueeze(-2)
-    z = sae.activate(pre, training, **({} if k is None else dict(k=k)))
+    z = sae.activate(pre, training, k)
     return pre,z,z/lengths.unsqueeze(-2)
 
 def objective(sae:SAE, # One coder or a stack
@@ -166,7 +168,8 @@ def objective(sae:SAE, # One coder or a stack
     c,a,kind,d = config,sae.config.activation,'sum' if config.compat else config.loss,y.shape[-1]
     lengths,l1 = None if sae.config.unit_norm else sae.W_dec.norm(dim=-1),c.l1 if l1 is None else l1
     pre,z,decoded = _codes(sae, x, lengths if c.compat and a in TOPK else None, training, k)
-    levels,weights = _levels(sae, decoded, x, c, ends or sae.config.ends)
+    ends,weights = level_plan(c, ends or sae.config.ends)
+    levels = sae.levels(decoded, x, ends) if len(ends) > 1 else [sae.reconstruct(decoded, x)]
     if compares_raw(sae, c): levels = sae.denormalise(torch.stack([*levels]), y)
     y_hat = levels[-1]
     loss = reconstruction = nested_loss(y, levels, weights, kind, variance)

@@ -19,7 +19,8 @@ from fastcore.all import patch
 from ..core import (Checkpoint,SCHEDULES,atomic,check,config_hash,generator,interruptible,lr_factor,optimizer_tensors,pick_device,plain,
                               progress,restore_optimizer)
 from .coders import SAE,SAEConfig,sample_prefixes,save_sae
-from .losses import LossConfig,TOPK,compares_raw,objective,reconstruction_loss
+from .kernels import SparseStep,sparse_pays
+from .losses import LossConfig,TOPK,compares_raw,level_plan,objective,reconstruction_loss
 
 # %% ../../nbs/sae/02_training.ipynb #65ce9b81
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ class _Group:
         self.variance,self.s_in,self.s_out = new(*lead, value=1.),new(*lead, value=1.),new(*lead, value=1.)
         self.average = {n: torch.zeros_like(p) for n,p in sae.named_parameters()} if config.ema else {}
         self.best,self.best_score = {},new(*lead, value=torch.inf)
+        self.kernel = SparseStep(sae.config.activation, sae.config.k, pre_bias=sae.pre_bias, unit_norm=sae.config.unit_norm) if sae.members is None else None
         self.step,self.batches,self.any_dead,self.history = 0,0,False,[]
 
 # %% ../../nbs/sae/02_training.ipynb #5c679232
@@ -139,6 +141,10 @@ def units(self:_Group, x, y=None): # Activations and, for a transcoder, targets
     return x_,x_ if y is None else self.sae.normalise_target(y)
 
 # %% ../../nbs/sae/02_training.ipynb #af2b32e1
+def _goes_sparse(sae, train, batch, device):
+    known = sae.activation in ('topk', 'batchtopk') or sae.activation == 'relu' and sae.unit_norm
+    return known and train.loss == 'fvu' and not train.compat and sparse_pays(sae.width, 0 if sae.activation == 'relu' else sae.k, batch, device)
+
 @patch
 def now(self:_Group): # k, λ and the ends of levels at this step
     c,s = self.config,self.sae.config
@@ -146,23 +152,44 @@ def now(self:_Group): # k, λ and the ends of levels at this step
     if c.k_start and soon < 1 and s.activation in TOPK: k = c.k_start + (s.k - c.k_start)*soon
     if k and s.activation != 'batchtopk': k = round(k)
     l1 = self.l1*min(1., (self.step+1)/(c.l1_warmup*self.steps)) if c.l1_warmup else self.l1
-    return k,l1,sample_prefixes(s.width, c.sampled, generator(0, 'prefixes', self.step)) if c.sampled else None
+    return k,l1,sample_prefixes(s.width, c.sampled, generator(0, 'prefixes', self.step)) if c.sampled else s.ends
 
 # %% ../../nbs/sae/02_training.ipynb #4d78ad2e
 @patch
-@torch.enable_grad()
+def _dense(self:_Group, x, y, k, l1, ends, dead): # By autograd
+    c = self.config
+    with torch.enable_grad():
+        o = objective(self.sae, x, y, c, self.variance, l1, dead, k, ends)
+        (o.loss.sum()/c.accumulate if c.accumulate > 1 else o.loss.sum()).backward()
+    fvu,on = o.reconstruction.detach(),o.z != 0
+    if c.loss != 'fvu' or c.compat or len(o.levels) > 1: fvu = reconstruction_loss(y, o.y_hat, 'fvu', self.variance)
+    return fvu,on.float().mean((-2, -1))*on.shape[-1],on.any(-2)
+
+@patch
+def _sparse(self:_Group, x, y, k, l1, ends, dead): # By the kernels
+    c,sae = self.config,self.sae
+    ends,weights = level_plan(c, ends)
+    l1 = l1/y.shape[-1]**.5 if sae.config.activation == 'relu' else 0.
+    r = self.kernel(dict(sae.named_parameters()), x, y, self.variance, l1, dead, 0. if sae.config.activation == 'relu' else c.auxk, c.auxk_k, k, ends, weights)
+    if not self.fused:
+        for n,g in self.kernel.gradients().items():
+            p = sae.get_parameter(n)
+            p.grad = g/c.accumulate if p.grad is None else p.grad.add_(g/c.accumulate)
+    return r.fvu[-1],r.l0,r.fired
+
+# %% ../../nbs/sae/02_training.ipynb #d6e0e008
+@patch(as_prop=True)
+def fused(self:_Group): return self.kernel is not None and self.config.accumulate == 1 and not self.config.clip
+
+@patch
+@torch.no_grad()
 def feed(self:_Group, x, y): # Rows and targets, from `units`
     "One batch"
-    c,sae,(k,l1,ends) = self.config,self.sae,self.now()
+    c = self.config
     if self.batches % 16 == 0: self.any_dead = bool((self.silent > c.dead_after).any())
-    o = objective(sae, x, y, c, self.variance, l1, self.silent > c.dead_after if self.any_dead else None, k, ends)
-    (o.loss.sum()/c.accumulate if c.accumulate > 1 else o.loss.sum()).backward()
-    with torch.no_grad():
-        fvu = o.reconstruction if c.loss == 'fvu' and not c.compat and len(o.levels) == 1 else reconstruction_loss(y, o.y_hat, 'fvu', self.variance)
-        on = o.z != 0
-        self.l0 = on.float().mean((-2, -1))*on.shape[-1]
-        self.sums += torch.stack([fvu, self.l0, torch.ones_like(self.l0)])
-        self.silent.add_(x.shape[-2]).masked_fill_(on.any(-2), 0)
+    fvu,self.l0,fired = (self._sparse if self.kernel else self._dense)(x, y, *self.now(), self.silent > c.dead_after if self.any_dead else None)
+    self.sums += torch.stack([fvu, self.l0, torch.ones_like(fvu)])
+    self.silent.add_(x.shape[-2]).masked_fill_(fired, 0)
     self.batches += 1
     if self.batches % c.accumulate == 0: self.update(x, y)
 
@@ -179,11 +206,14 @@ def update(self:_Group, x, y): # The last batch, to resample from
     "One step of the optimizer"
     c,sae = self.config,self.sae
     for g in self.opt.param_groups: g['lr'] = c.lr*lr_factor(self.step, self.steps, c.warmup, c.decay, c.schedule)
-    if c.clip: _clip(sae, c.clip)
-    if sae.config.unit_norm: project_gradient(sae)
-    self.opt.step()
-    self.opt.zero_grad()
-    sae.constrain()
+    if self.fused: self.kernel.update(self.opt)
+    else:
+        if c.clip: _clip(sae, c.clip)
+        if sae.config.unit_norm: project_gradient(sae)
+        self.opt.step()
+        self.opt.zero_grad()
+        torch.autograd.graph.increment_version([*sae.parameters()]) # fused Adam does not, and kernels keep a copy of what has not changed
+        sae.constrain()
     self.step += 1
     for n,p in sae.named_parameters() if c.ema else (): self.average[n].lerp_(p, (1 - c.ema)/(1 - c.ema**self.step))
     if c.l0 and c.penalty != 'quadratic': self.l1.mul_(torch.exp(.05*(self.l0/c.l0 - 1).clamp(-1, 1)))
@@ -294,8 +324,10 @@ def train_saes(train:torch.Tensor, # Activations [M, N, d]
     spread = [_spread(train, 'the train activations'), _spread(validation, 'the validation activations')]
     per_epoch = -(-N//min(config.batch_size, N))
     total = -(-config.rows//min(config.batch_size, N)) or per_epoch*config.epochs
-    group = _Group(SAE(d, sae, M).to(device), config, seeds, total//config.accumulate)
     whose = config_hash(dict(sae=sae, config=config, seeds=seeds, shape=list(train.shape), spread=spread))
+    alone = M == 1 and _goes_sparse(sae, config, min(config.batch_size, N), device)
+    if alone: train,validation = train[0],validation[0]
+    group = _Group(SAE(d, sae, None if alone else M).to(device), config, seeds, total//config.accumulate)
     _fit(group, train, validation, total, per_epoch, Checkpoint(checkpoint), whose)
     with torch.no_grad():
         for n,p in group.sae.named_parameters(): p.copy_(group.best[n])
@@ -308,10 +340,12 @@ def _history(group, m): # Member m's own
     return [{k: one(v) for k,v in row.items()} for row in group.history]
 
 def _fit(group, train, validation, total, per_epoch, checkpoint, whose):
-    (M,N,_),B,seeds = train.shape,min(group.config.batch_size, train.shape[1]),group.seeds
+    N,seeds = train.shape[-2],group.seeds
+    B = min(group.config.batch_size, N)
     if saved := checkpoint.load(): _belongs(saved[1], whose); group.load(saved[0], {k: v for k,v in saved[1].items() if k != 'whose'})
     else: group.begin(train)
-    (x,y),members = group.units(train),torch.arange(M, device=train.device)[:, None]
+    (x,y),members = group.units(train),torch.arange(len(seeds), device=train.device)[:, None]
+    pick = (lambda o, at: o[at[0]]) if group.sae.members is None else (lambda o, at: o[members, at])
     order = lambda epoch: torch.stack([torch.randperm(N, generator=generator(o, 'sae rows', epoch)) for o in seeds]).to(train.device)
     def state():
         tensors,facts = group.save()
@@ -321,7 +355,8 @@ def _fit(group, train, validation, total, per_epoch, checkpoint, whose):
         for batch in progress(range(group.batches, total), 'training SAEs', total - group.batches):
             if epoch != batch//per_epoch: epoch,rows = batch//per_epoch,order(batch//per_epoch)
             at = rows[:, batch % per_epoch*B:(batch % per_epoch + 1)*B]
-            group.feed(x[members, at], x[members, at] if y is x else y[members, at])
+            now = pick(x, at)
+            group.feed(now, now if y is x else pick(y, at))
             if batch % per_epoch == per_epoch - 1 or batch == total - 1: group.evaluate(validation, None, validation, best=True, epoch=epoch)
             checkpoint(state, stop, last=batch == total-1)
 
@@ -380,9 +415,10 @@ def _groups(rows, coders, batches, size, device): # Stacks of coders that differ
     for i,c in enumerate(coders): kinds.setdefault((c.site, c.target, c.sae, c.train), []).append(i)
     for (site,target,sae,train),which in kinds.items():
         if batches < train.accumulate: raise ValueError(f'{batches} batches of {size} rows are not one step of accumulate={train.accumulate}: train on more rows')
-        most = max(1, 2**26//(size*sae.width))
+        alone = _goes_sparse(sae, train, size, device)
+        most = 1 if alone else max(1, 2**26//(size*sae.width))
         for which in (which[i:i+most] for i in range(0, len(which), most)):
-            coder = SAE(rows.widths[site], replace(sae, heads=False), len(which), rows.widths[target] if target else None).to(device)
+            coder = SAE(rows.widths[site], replace(sae, heads=False), None if alone else len(which), rows.widths[target] if target else None).to(device)
             group = _Group(coder, train, [coders[i].seed for i in which], batches//train.accumulate)
             group.site,group.target,group.which = site,target,which
             yield group
@@ -396,7 +432,7 @@ def train_on(rows, # A stream of activations
              device='auto', # Where to train
              log=None, # A `.jsonl` file
              every:int=0, # Batches between evaluations (0: twenty evaluations in all)
-             held_out:int=8192, # Held-out rows that are measured; thresholds are calibrated on up to four times as many others
+             held_out:int=4096, # Held-out rows that are measured; thresholds are calibrated on up to four times as many others
              save_every:float=60., # Seconds between two checkpoints
              trackers:tuple=() # Names that accelerate knows (`tensorboard`, `wandb`, `trackio`, ...), or trackers
             )->list: # One `Trained` a coder
