@@ -14,6 +14,7 @@ from torch import nn
 
 from .core import generator,progress
 from .data import batches
+from .models import as_read
 from .reading import Reader,as_tokens,call,evaluating
 from .sites import Capture
 
@@ -56,7 +57,7 @@ def collect(model:nn.Module, # A classifier
             rule:str=None # As for `pooled`
            )->Activations:
     "Run the model over a split and keep what it computes, in the split's natural order"
-    reader,rows = Reader(model, own_site(model, site), rule).to(device),[]
+    reader,task,rows = Reader(model, own_site(model, site), rule).to(device),as_read(model, task),[]
     with evaluating(reader):
         for b in _sweep(task, split, batch_size, device): rows.append([o.cpu() for o in (*reader(b.x)[::-1], b.y, b.sample_id)])
     h,logits,y,ids = (torch.cat(o) for o in zip(*rows))
@@ -78,7 +79,7 @@ def collect_tokens(model:nn.Module, # A classifier
                    device='cpu' # Where to compute; the results come back to the CPU
                   )->torch.Tensor: # [n, d]
     "The activations of real tokens, or of all places of a picture"
-    site,parts,done,keep = own_site(model, site),[],0,None
+    site,task,parts,done,keep = own_site(model, site),as_read(model, task),[],0,None
     with evaluating(model.to(device)):
         for b in _sweep(task, split, batch_size, device):
             with Capture(model, site, stop=True) as got: call(model, b.x)

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['DTYPES', 'is_fresh', 'fresh_config', 'train_tokenizer', 'load_tokenizer', 'with_padding', 'quietly', 'read_model',
-           'load_lm', 'Texts', 'encode', 'Pictures', 'Inputs', 'load_classifier']
+           'load_lm', 'Texts', 'encode', 'Pictures', 'Inputs', 'takes_positions', 'load_classifier']
 
 # %% ../nbs/foundations/02_huggingface.ipynb #ec878297
-import re
+import inspect,re
 from contextlib import contextmanager
 from dataclasses import dataclass,replace
 from functools import cached_property
@@ -197,7 +197,7 @@ def batch(self:Texts,
 def encode(texts:list, # Strings
            tokenizer, # With a padding token
            max_length:int, # Longest text in tokens; what is beyond is cut
-           side:str=None, # Where padding goes; the tokenizer's own side when absent
+           side:str='right', # Where padding goes
            positions:bool=True # Give position ids?
           )->Texts:
     "Tokenise texts"
@@ -207,7 +207,7 @@ def encode(texts:list, # Strings
     if long := sum(len(o) > max_length for o in found):
         found = tokenizer(list(texts), add_special_tokens=True, truncation=True, max_length=max_length, return_attention_mask=False)['input_ids']
         logger.warning('%d of %d texts are longer than max_length=%d tokens and were cut', long, len(found), max_length)
-    return Texts(found, tokenizer.pad_token_id, side or tokenizer.padding_side, positions)
+    return Texts(found, tokenizer.pad_token_id, side, positions)
 
 # %% ../nbs/foundations/02_huggingface.ipynb #ce465f1b
 class Pictures:
@@ -224,7 +224,7 @@ class Pictures:
 
     def __len__(self): return len(self.x)
     @cached_property
-    def fingerprint(self): return config_hash([list(self.x.shape), self.x.double().sum().item(), self.size, self.crop, self.mean, self.std])
+    def fingerprint(self): return config_hash([list(self.x.shape), getattr(self.x, 'fingerprint', None) or self.x.double().sum().item(), self.size, self.crop, self.mean, self.std])
 
 # %% ../nbs/foundations/02_huggingface.ipynb #aed1de9f
 @patch
@@ -233,7 +233,8 @@ def batch(self:Pictures,
           device='cpu' # Where the tensor goes
          )->torch.Tensor: # float32 [B, C, size, size]
     "Some pictures as a tensor"
-    x = self.x[torch.as_tensor(rows)].to(device)
+    rows = torch.as_tensor(rows)
+    x = self.x.batch(rows, device) if hasattr(self.x, 'batch') else self.x[rows].to(device)
     if len(self.mean) == 3 and x.shape[1] == 1: x = x.expand(-1, 3, -1, -1)
     (h,w),side = x.shape[-2:],round(self.size/self.crop)
     if (h, w) != (self.size, self.size) or self.crop != 1:
@@ -257,11 +258,12 @@ class Inputs:
     crop: float = 1. # For pictures: share of the resized picture that is kept
 
     def __call__(self, task, # A `Task` of this kind
-                 side:str=None # Where padding goes; the tokenizer's own side when absent
+                 side:str='right' # Where padding goes; on the right it is without effect for every model
                 ):
         "The task as the model reads it"
+        if side == 'left' and not self.positions: raise ValueError("side='left': the model counts positions itself, padding included; pad on the right")
         if task.kind != self.kind: raise ValueError(f'the model reads {self.kind}s and {task.name} holds {task.kind} data: choose another model')
-        if not isinstance(task.x, (list, torch.Tensor)): return task # it was done before
+        if isinstance(task.x, (Texts, Pictures)): return task # it was done before
         if self.kind == 'text': x = encode(task.x, self.tokenizer, self.max_length, side, self.positions)
         else: x = Pictures(task.x, self.size, self.mean, self.std, self.crop)
         return replace(task, x=x)
@@ -275,9 +277,15 @@ def _longest(tokenizer, config, wanted):
     if wanted > limit: raise ValueError(f'max_length={wanted}: the model reads at most {limit} tokens')
     return wanted or min(limit, 512)
 
-def _takes_positions(model):
-    import inspect
-    return 'position_ids' in inspect.signature(model.forward).parameters
+@torch.no_grad()
+def takes_positions(model, # A model of texts
+                    ids=(5, 6, 7, 8) # Any tokens but padding
+                   )->bool:
+    "Do positions that count real tokens from 0 mean to this model what it counts itself?"
+    if 'position_ids' not in inspect.signature(model.forward).parameters: return False
+    x = dict(input_ids=torch.tensor([ids], device=model.device), attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=model.device))
+    given = model(**x, position_ids=torch.arange(len(ids), device=model.device)[None])
+    return torch.equal(model(**x).logits, given.logits)
 
 # %% ../nbs/foundations/02_huggingface.ipynb #b92b547a
 def _text_classifier(name, task, seed, dtype, revision, max_length, tokenizer):
@@ -289,7 +297,7 @@ def _text_classifier(name, task, seed, dtype, revision, max_length, tokenizer):
               _fetch('the configuration', name, lambda: AutoConfig.from_pretrained(name, revision=revision, **facts)))
     config.pad_token_id = tokenizer.pad_token_id
     model = _build(AutoModelForSequenceClassification, name, config, seed, dtype, revision, 'a text classifier')
-    model.inputs = Inputs('text', tokenizer, _longest(tokenizer, config, max_length), _takes_positions(model))
+    model.inputs = Inputs('text', tokenizer, _longest(tokenizer, config, max_length), takes_positions(model))
     return model
 
 def _image_facts(name, revision):
@@ -303,6 +311,21 @@ def _image_facts(name, revision):
     return dict(size=side(crop if crop and facts.get('do_center_crop') else size), crop=share, mean=tuple(facts.get('image_mean', (0.,)*3)), std=tuple(facts.get('image_std', (1.,)*3)))
 
 # %% ../nbs/foundations/02_huggingface.ipynb #1a62af2d
+@torch.no_grad()
+def _resize_grid(model, size):
+    "Let a vision transformer read pictures of `size` pixels a side"
+    emb = next((m for m in model.modules() if hasattr(m, 'position_embeddings') and hasattr(m, 'patch_embeddings')), None)
+    if emb is None or model.config.image_size == size: return
+    old,patch = emb.position_embeddings,model.config.patch_size
+    if size % patch: raise ValueError(f'image_size={size}: must be a multiple of the model\'s patches of {patch} pixels')
+    grid = old[:, -emb.patch_embeddings.num_patches:].unflatten(1, (model.config.image_size//patch, -1)).permute(0, 3, 1, 2)
+    new = F.interpolate(grid, (size//patch,)*2, mode='bicubic', antialias=True).flatten(2).mT
+    emb.position_embeddings = torch.nn.Parameter(torch.cat([old[:, :old.shape[1]-emb.patch_embeddings.num_patches], new], 1))
+    for o in (emb, emb.patch_embeddings):
+        if hasattr(o, 'image_size'): o.image_size = size, size
+    emb.patch_embeddings.num_patches,model.config.image_size = (size//patch)**2,size
+
+# %% ../nbs/foundations/02_huggingface.ipynb #72608d8c
 def _image_classifier(name, task, seed, dtype, revision, image_size):
     from transformers import AutoConfig,AutoModelForImageClassification
     facts = dict(num_labels=task.n_classes, id2label=dict(enumerate(task.classes)), label2id={c: i for i,c in enumerate(task.classes)})
@@ -314,6 +337,7 @@ def _image_classifier(name, task, seed, dtype, revision, image_size):
         reads = _image_facts(name, revision)
         if image_size: reads.update(size=image_size, crop=1.)
     model = _build(AutoModelForImageClassification, name, config, seed, dtype, revision, 'an image classifier')
+    _resize_grid(model, reads['size'])
     model.inputs = Inputs('image', **reads)
     return model
 

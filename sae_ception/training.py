@@ -18,7 +18,7 @@ from torch import nn
 from .core import (Checkpoint,SCHEDULES,check,config_hash,interruptible,lr_factor,optimizer_tensors,pick_device,progress,restore_optimizer,seeded,stream_seed)
 from .activations import own_site
 from .data import Batch,batches,order
-from .models import Stack,stackable
+from .models import Stack,as_read,stackable
 from .reading import Reader,call,evaluating
 from .sharpening import OnlineTargets
 from .sites import find_site
@@ -276,7 +276,7 @@ def finetune(models:list, # Models of one architecture; changed in place
             )->list: # One `Fit` a model
     "Train models on the task and towards their targets, together where that is faster"
     aux = aux or [Auxiliary()]*len(models)
-    seeds,site = list(range(len(models))) if seeds is None else seeds,own_site(models[0], site)
+    seeds,site,task = list(range(len(models))) if seeds is None else seeds,own_site(models[0], site),as_read(models[0], task)
     if not len(models) == len(aux) == len(seeds): raise ValueError(f'{len(models)} models, {len(aux)} auxiliary losses and {len(seeds)} seeds: give one each')
     if stackable(models): return _fit(_Many(models, site), models, task, config, aux, site, seeds, checkpoint)
     files = [checkpoint and f'{checkpoint}.{i}.safetensors' for i in range(len(models))]
