@@ -6,9 +6,10 @@
 __all__ = ['Form', 'File', 'unit_decoder', 'move_bias', 'hook_name', 'read_form']
 
 # %% ../../nbs/sae/00_formats.ipynb #1ea7d855
-import json,pickle,re
+import pickle,re
 from dataclasses import dataclass,field
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ import yaml
 from safetensors import SafetensorError
 
 from ..core import read_json,read_tensors
+from ..sites import ALIASES
 
 # %% ../../nbs/sae/00_formats.ipynb #b99cf385
 @dataclass
@@ -42,7 +44,7 @@ class File:
         self.path = Path(path)
         if not self.path.is_file(): raise ValueError(f'{self.path} is missing')
         try: self.tensors = _load(self.path)
-        except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, ValueError, OSError, KeyError, AttributeError) as e:
+        except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, ValueError, OSError, BadZipFile) as e:
             raise ValueError(f'{self.path} cannot be read: it is cut short, or not what its name says ({str(e).splitlines()[0]})') from None
 
     def __contains__(self, key): return key in self.tensors
@@ -92,8 +94,7 @@ def move_bias(t:dict, # Tensors of a coder
     return {**t, 'b_gate': t['b_gate'] + shift, 'b_mag': t['b_mag'] + shift*t['r_mag'].exp()}
 
 # %% ../../nbs/sae/00_formats.ipynb #a89e64e0
-_hooks = dict(resid_pre='hook_resid_pre', resid_mid='hook_resid_mid', resid_post='hook_resid_post', attn_out='hook_attn_out', mlp_out='hook_mlp_out',
-              mlp_in='mlp.hook_in', ln2_normalized='ln2.hook_normalized', z='attn.hook_z')
+_hooks = {ours: theirs for theirs,ours in ALIASES.items()}
 
 def hook_name(site:str # E.g. `layers.8.mlp_out`
              )->str: # The site itself, if it has no such name
@@ -146,7 +147,9 @@ def _normaliser(get, c, t, transcoder, scale): # What an input scale that is not
 # %% ../../nbs/sae/00_formats.ipynb #2f037d10
 def _saelens(path, scale):
     get = _legacy(_json(path/'cfg.json'))
-    f,name = File(path/'sae_weights.safetensors'),get('architecture')
+    name = get('architecture')
+    if name == 'temporal': raise ValueError(f"{get.path}: a temporal SAE needs whole sequences and is read by interop.load_temporal")
+    f = File(path/'sae_weights.safetensors')
     kind,transcoder,d,F = _choose(get, 'architecture', _architectures),'transcoder' in name,get('d_in'),get('d_sae')
     o = get('d_out') if transcoder else d
     c = dict(width=F, activation=kind, pre_bias=bool(get('apply_b_dec_to_input', True)) and not transcoder, skip='skip' in name,
