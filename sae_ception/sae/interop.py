@@ -45,8 +45,8 @@ def write_sparsify(path, # A folder; sparsify calls it like the module, e.g. `la
     names = {'encoder.weight': 'W_enc', 'encoder.bias': 'b_enc', **{n: n for n in ('W_dec', 'b_dec', 'W_skip') if n in t}}
     write_tensors(Path(path)/'sae.safetensors', {theirs: t[ours] for theirs,ours in names.items()})
     c = sae.config
-    write_json(Path(path)/'cfg.json', dict(activation='topk', expansion_factor=c.width//sae.d_in, normalize_decoder=c.unit_norm, num_latents=c.width, k=c.k, multi_topk=False,
-                                           skip_connection=c.skip, transcode=sae.transcoder, d_in=sae.d_in))
+    write_json(Path(path)/'cfg.json', dict(activation='topk', d_in=sae.d_in, expansion_factor=c.width//sae.d_in, num_latents=c.width, k=c.k,
+                                           normalize_decoder=c.unit_norm, multi_topk=False, skip_connection=c.skip, transcode=sae.transcoder))
 
 # %% ../../nbs/sae/03_interop.ipynb #1e4c1790
 def _their_dictionary(sae, t): # Class, tensors
@@ -58,12 +58,15 @@ def _their_dictionary(sae, t): # Class, tensors
     if not sae.pre_bias: t = move_bias(t, 1)
     if a == 'relu': return 'AutoEncoder',linear(t, 'bias')
     if a == 'topk': return 'AutoEncoderTopK',{**linear(t, 'b_dec'), **k, 'threshold': torch.tensor(-1.)}
-    if a == 'batchtopk' and sae.config.prefixes:
-        return 'MatryoshkaBatchTopKSAE',{**plain(t), **k, 'threshold': t['threshold'], 'group_sizes': torch.tensor(sae.config.prefixes).diff(prepend=torch.tensor([0]))}
-    if a == 'batchtopk': return 'BatchTopKSAE',{**linear(t, 'b_dec'), **k, 'threshold': t['threshold']}
+    if a == 'batchtopk':
+        k['threshold'] = t['threshold']
+        if not sae.config.prefixes: return 'BatchTopKSAE',{**linear(t, 'b_dec'), **k}
+        return 'MatryoshkaBatchTopKSAE',{**plain(t), **k, 'group_sizes': torch.tensor((0, *sae.config.prefixes)).diff()}
     u = unit_decoder(t)
-    return 'GatedAutoEncoder',{'encoder.weight': u['W_enc'], 'decoder.weight': u['W_dec'].mT.contiguous(), 'decoder_bias': u['b_dec'], 'gate_bias': u['b_gate'], 'r_mag': u['r_mag'], 'mag_bias': u['b_mag']}
+    gates = {'decoder_bias': u['b_dec'], 'gate_bias': u['b_gate'], 'r_mag': u['r_mag'], 'mag_bias': u['b_mag']}
+    return 'GatedAutoEncoder',{'encoder.weight': u['W_enc'], 'decoder.weight': u['W_dec'].mT.contiguous(), **gates}
 
+# %% ../../nbs/sae/03_interop.ipynb #ed5791d3
 def write_dictionary_learning(path, # A folder
                               sae:SAE, # A single SAE
                               **facts # Such as lm_name, layer, submodule_name
@@ -89,7 +92,8 @@ def write_circuit_tracer(path, # A folder
         values = list(dict.fromkeys(values))
         if len(values) > 1 or values[0] is None: raise ValueError(f'the transcoders must agree on {what}, and say {values}')
         return values[0]
-    side = {o: one(f"metadata['{o}']", [re.sub(r'^blocks\.\d+\.', '', sae.metadata[o]) if o in sae.metadata else None for sae,_ in plain]) for o in ('hook_name', 'hook_name_out')}
+    place = lambda sae, o: re.sub(r'^blocks\.\d+\.', '', sae.metadata[o]) if o in sae.metadata else None
+    side = {o: one(f"metadata['{o}']", [place(sae, o) for sae,_ in plain]) for o in ('hook_name', 'hook_name_out')}
     kind = one('the activation', [kinds[sae.config.activation] for sae,_ in plain])
     one('the width', [sae.config.width for sae,_ in plain])
     config = dict(model_kind='transcoder_set', model_name=model_name, feature_input_hook=side['hook_name'], feature_output_hook=side['hook_name_out'], scan=scan)
@@ -134,6 +138,7 @@ def both_codes(self:TemporalSAE,
     if self.cfg['sae_diff_type'] == 'topk': new = torch.zeros_like(new).scatter(-1, (o := new.topk(self.cfg['kval_topk'])).indices, o.values)
     return new,predicted
 
+# %% ../../nbs/sae/03_interop.ipynb #d57ef635
 @patch
 def encode(self:TemporalSAE, x): # [B, T, d] → [B, T, F]
     "What is new at every position"
@@ -156,7 +161,8 @@ def load_temporal(path # A folder
     shapes = {'W_dec': (width, d), 'b_dec': (d,), **({} if cfg['tied_weights'] else {'W_enc': (d, width)})}
     narrow = width//cfg['bottleneck_factor']
     for i in range(cfg['n_attn_layers']):
-        for n,o in dict(k_ctx=narrow, q_target=narrow, v_ctx=width, c_proj=width).items(): shapes.update({f'attn_layers.{i}.{n}.weight': (o, width), f'attn_layers.{i}.{n}.bias': (o,)})
+        for n,o in dict(k_ctx=narrow, q_target=narrow, v_ctx=width, c_proj=width).items():
+            shapes.update({f'attn_layers.{i}.{n}.weight': (o, width), f'attn_layers.{i}.{n}.bias': (o,)})
     return TemporalSAE(cfg, {n: f(n, *shape) for n,shape in shapes.items()})
 
 # %% ../../nbs/sae/03_interop.ipynb #d0720236
@@ -169,7 +175,8 @@ def model_card(sae:SAE, # A single coder
     c,facts = sae.config,{**sae.metadata, **facts}
     base = [f"base_model: {facts['model_name']}"] if facts.get('model_name') else []
     head = ['---', 'library_name: saelens', 'tags: [sparse-autoencoder, sae_ception]', *base, '---']
-    shown = dict(architecture=architecture(sae), reads=sae.d_in, writes=sae.d_out, features=c.width, k=c.k if 'top' in c.activation else None, prefixes=list(c.prefixes) or None, **facts)
+    shown = dict(architecture=architecture(sae), reads=sae.d_in, writes=sae.d_out, features=c.width, k=c.k if 'top' in c.activation else None,
+                 prefixes=list(c.prefixes) or None, **facts)
     table = ['| | |', '|---|---|', *[f'| {k} | {v} |' for k,v in shown.items() if v is not None]]
     where = f", subfolder='{subfolder}'" if subfolder else ''
     use = ['```python', 'from sae_ception.sae.interop import pull_sae', f"sae = pull_sae('{repo}'{where})", '```']
@@ -193,6 +200,7 @@ def push_sae(repo:str, # E.g. `me/gpt2-coders`; made if it is not there
         api.create_repo(repo, private=private, exist_ok=True)
         api.upload_folder(repo_id=repo, folder_path=d, path_in_repo=subfolder or None, commit_message='A sparse coder')
 
+# %% ../../nbs/sae/03_interop.ipynb #3efa621e
 def pull_sae(repo:str, # E.g. `me/gpt2-coders`
              subfolder:str='', # Where in there
              revision:str=None, # A branch, tag or commit
