@@ -110,7 +110,7 @@ _normalise = {'none': 'none', None: 'none', False: 'none', True: 'expected_avera
 
 def _legacy(get): # A configuration from before version 6 → its present form
     cfg = dict(get.all)
-    if 'sae_lens_version' in cfg.get('metadata', {}): return get
+    if {'sae_lens_version', 'sae_ception'} & set(cfg.get('metadata', {})): return get
     cfg.setdefault('hook_name', cfg.get('hook_point'))
     kind = cfg.get('activation_fn_str', cfg.get('activation_fn', 'relu'))
     if kind not in ('relu', 'topk'): raise ValueError(f"{get.path}: 'activation_fn_str' is {kind!r}; what can be read is 'relu', 'topk'")
@@ -191,30 +191,28 @@ def _sparsify(path):
     return Form(d, d if transcoder else None, c, t, dict(hookpoint=path.name), f.path)
 
 # %% ../../nbs/sae/00_formats.ipynb #8e2c59f7
-_dictionaries = dict(AutoEncoder='relu', AutoEncoderNew='relu', GatedAutoEncoder='gated', JumpReluAutoEncoder='jumprelu', AutoEncoderTopK='topk', BatchTopKSAE='batchtopk', MatryoshkaBatchTopKSAE='batchtopk')
-_keys = dict(AutoEncoder='encoder.weight encoder.bias decoder.weight bias', AutoEncoderNew='encoder.weight encoder.bias decoder.weight decoder.bias',
-             GatedAutoEncoder='encoder.weight gate_bias decoder.weight decoder_bias', JumpReluAutoEncoder='W_enc b_enc W_dec b_dec', MatryoshkaBatchTopKSAE='W_enc b_enc W_dec b_dec')
+_linear = 'encoder.weight encoder.bias decoder.weight'
+_dictionaries = {'AutoEncoder': ('relu', f'{_linear} bias'), 'AutoEncoderNew': ('relu', f'{_linear} decoder.bias'), 'AutoEncoderTopK': ('topk', f'{_linear} b_dec'),
+                 'BatchTopKSAE': ('batchtopk', f'{_linear} b_dec'), 'MatryoshkaBatchTopKSAE': ('batchtopk', 'W_enc b_enc W_dec b_dec'),
+                 'JumpReluAutoEncoder': ('jumprelu', 'W_enc b_enc W_dec b_dec'), 'GatedAutoEncoder': ('gated', 'encoder.weight gate_bias decoder.weight decoder_bias')}
 
 def _dictionary_learning(path):
     get,f = _json(path/'config.json'),File(path/'ae.pt')
     trainer = get('trainer')
-    if trainer.get('dict_class') not in _dictionaries: raise ValueError(f"{get.path}: 'trainer.dict_class' is {trainer.get('dict_class')!r}; what can be read is {', '.join(_dictionaries)}")
-    name,kind = trainer['dict_class'],_dictionaries[trainer['dict_class']]
-    enc,b_enc,dec,b_dec = _keys.get(name, 'encoder.weight encoder.bias decoder.weight b_dec').split()
-    turned = enc == 'W_enc'
-    E,D = (f(o, None, None) for o in (enc, dec))
-    (F,d),D = (E.mT.shape,D) if turned else (E.shape,D.mT)
-    t = dict(W_enc=f(enc, *((d, F) if turned else (F, d))), W_dec=f(dec, *((F, d) if turned else (d, F))), b_dec=f(b_dec, d))
-    t = {n: o.mT if (n == 'W_enc') == turned and o.dim() == 2 else o for n,o in t.items()}
-    t.update({'b_gate': f(b_enc, F), 'r_mag': f('r_mag', F), 'b_mag': f('mag_bias', F)} if kind == 'gated' else {'b_enc': f(b_enc, F)})
+    name = trainer.get('dict_class')
+    if name not in _dictionaries: raise ValueError(f"{get.path}: 'trainer.dict_class' is {name!r}; what can be read is {', '.join(_dictionaries)}")
+    kind,(enc,b_enc,dec,b_dec) = _dictionaries[name][0],_dictionaries[name][1].split()
+    F,d = f(enc, None, None).shape[::1 if enc == 'encoder.weight' else -1]
+    if enc == 'encoder.weight': t = dict(W_enc=f(enc, F, d), W_dec=f(dec, d, F).mT)
+    else: t = dict(W_enc=f(enc, d, F).mT, W_dec=f(dec, F, d))
+    t.update(b_dec=f(b_dec, d), **(dict(b_gate=f(b_enc, F), r_mag=f('r_mag', F), b_mag=f('mag_bias', F)) if kind == 'gated' else dict(b_enc=f(b_enc, F))))
     c = dict(width=F, activation=kind, pre_bias=name not in ('AutoEncoderNew', 'JumpReluAutoEncoder'))
     if kind == 'jumprelu': t['threshold'] = f('threshold', F).clamp_min(0)
     if kind in ('gated', 'jumprelu'): t = unit_decoder(t)
-    if 'k' in f: c['k'] = int(f('k'))
+    if kind in ('topk', 'batchtopk'): c['k'] = int(f('k'))
     if kind == 'batchtopk': t['threshold'] = f('threshold').where(f('threshold') >= 0, torch.nan)
     if 'group_sizes' in f: c['prefixes'] = f('group_sizes', None).long().cumsum(0).tolist()
-    facts = {'model_name': trainer.get('lm_name'), 'layer': trainer.get('layer'), 'submodule_name': trainer.get('submodule_name')}
-    return Form(d, None, c, t, {k: v for k,v in facts.items() if v is not None}, f.path)
+    return Form(d, None, c, t, {o: trainer[k] for k,o in dict(lm_name='model_name', layer='layer', submodule_name='submodule_name').items() if k in trainer}, f.path)
 
 # %% ../../nbs/sae/00_formats.ipynb #1dba63dc
 def _gemma_scope(file):

@@ -50,7 +50,7 @@ class _Jump(torch.autograd.Function):
         ctx.save_for_backward(pre, threshold)
         ctx.how = bandwidth,input_grad,indicator
         on = pre > threshold
-        return on.to(pre.dtype) if indicator else pre*on
+        return on.to(pre.dtype) if indicator else torch.where(on, pre, 0)
 
     @staticmethod
     def backward(ctx, grad):
