@@ -434,7 +434,8 @@ def train_on(rows, # A stream of activations
              every:int=0, # Batches between evaluations (0: twenty evaluations in all)
              held_out:int=16_384, # Held-out rows; where there are thresholds, the first half calibrates them and the second is measured
              save_every:float=60., # Seconds between two checkpoints
-             trackers:tuple=() # Names that accelerate knows (`tensorboard`, `wandb`, `trackio`, ...), or trackers
+             trackers:tuple=(), # Names that accelerate knows (`tensorboard`, `wandb`, `trackio`, ...), or trackers
+             measure=None # Called at every evaluation with a `Coder`, its finished `SAE` and its row of the history; what it returns, a dict, is added to the row
             )->list: # One `Trained` a coder
     "Train coders on one stream, in one pass"
     coders,device = list(coders),pick_device(str(device))
@@ -447,7 +448,7 @@ def train_on(rows, # A stream of activations
         for i in progress(range(run.done, run.batches), 'training coders', run.batches - run.done):
             run.feed()
             last = i == run.batches - 1
-            if last or (i+1) % every == 0: logs(run.evaluate())
+            if last or (i+1) % every == 0: logs(run.evaluate(measure))
             saver(run.state, stop, last)
     logs.finish()
     return run.trained()
@@ -490,35 +491,43 @@ def feed(self:_Run):
     self.done += 1
 
 @patch
-def evaluate(self:_Run):
+def evaluate(self:_Run, measure=None):
     "Held-out numbers of every coder; gives their rows of the history, with names"
     if bad := [s for s,o in self.broken.items() if o]: raise ValueError(f'the stream gave numbers at {", ".join(bad)} that are not finite: mend the model, or leave such rows out')
     for g in self.groups:
         g.evaluate(*self.held(self.second, g), calibration=self.held(self.first, g)[0], batch=self.done, rows=self.done*self.size)
+        if measure: self._measure(g, measure)
         yield from ((self.coders[i].label, _history(g, m)[-1]) for m,i in enumerate(g.which))
+
+@patch
+def coders_of(self:_Run, g): # Number, `Coder` and finished SAE of each member
+    for i,sae in zip(g.which, g.finished(self.held(self.first, g)[0])):
+        sae.config = replace(sae.config, heads=self.coders[i].sae.heads)
+        yield i,self.coders[i],sae
+
+@patch
+def _measure(self:_Run, g, measure):
+    found = [measure(c, sae, _history(g, m)[-1]) or {} for m,(_,c,sae) in enumerate(self.coders_of(g))]
+    for n in {n: 0 for o in found for n in o}:
+        values = [o.get(n) for o in found]
+        g.history[-1][n] = values if g.sae.members else values[0]
 
 # %% ../../nbs/sae/02_training.ipynb #546b7876
 @patch
 def save_coders(self:_Run):
     "Every coder in its folder, as it is now"
     for g in self.groups:
-        frequency = getattr(g, 'frequency', None)
-        for m,(i,sae) in enumerate(zip(g.which, g.finished(self.held(self.first, g)[0]))):
-            c,rate = self.coders[i],None if frequency is None else (frequency if g.sae.members is None else frequency[m]).cpu()
+        rate = getattr(g, 'frequency', None)
+        for m,(_,c,sae) in enumerate(self.coders_of(g)):
+            frequency = None if rate is None else (rate[m] if g.sae.members else rate).cpu()
             facts = dict(site=c.site, **({'target': c.target} if c.target else {}), seed=c.seed, rows=self.done*self.size, training=plain(c.train))
-            save_sae(self.folder/c.label, _with_heads(sae, c), rate, **facts)
-
-def _with_heads(sae, coder):
-    sae.config = replace(sae.config, heads=coder.sae.heads)
-    return sae
+            save_sae(self.folder/c.label, sae, frequency, **facts)
 
 @patch
 def trained(self:_Run):
     "The coders, in the order in which they were asked for"
-    out = [None]*len(self.coders)
-    for g in self.groups:
-        for m,(i,sae) in enumerate(zip(g.which, g.finished(self.held(self.first, g)[0]))): out[i] = Trained(self.coders[i].label, self.coders[i], _with_heads(sae, self.coders[i]), _history(g, m))
-    return out
+    found = {i: Trained(c.label, c, sae, _history(g, m)) for g in self.groups for m,(i,c,sae) in enumerate(self.coders_of(g))}
+    return [found[i] for i in range(len(self.coders))]
 
 # %% ../../nbs/sae/02_training.ipynb #e3d1ab7f
 @patch
