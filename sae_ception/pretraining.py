@@ -115,7 +115,8 @@ class TokenTargets(OnlineTargets):
                  seed:int=0 # Decides the directions of `random`
                 ):
         if strategy not in ARMS[1:4]: raise ValueError(f'strategy={strategy!r}: choose from {", ".join(ARMS[1:4])}')
-        self.sae,self.strategy,self.k = _frozen(sae),strategy,SharpenConfig('per_example', k).count(sae.config.width)
+        self.sae,self.strategy = _frozen(sae),strategy
+        self.k = SharpenConfig('per_example', k).count(sae.config.width)
         self.directions = F.normalize(torch.randn(4096, sae.d_in, generator=generator(seed, 'directions of tokens')), dim=-1)
 
     def to(self, device): self.sae,self.directions = self.sae.to(device),self.directions.to(device); return self
@@ -151,7 +152,8 @@ def parse_token_arm(arm:str, # One of `ARMS`, perhaps with its λ: `l1@0.001`
     if name not in ARMS: raise ValueError(f'arm {arm!r}: {name!r} is unknown; choose from {", ".join(ARMS)}')
     try: weight = float(own) if own else aux_weight
     except ValueError: raise ValueError(f'arm {arm!r}: after @ comes λ, a number') from None
-    if weight < 0 or name == 'control' and own: raise ValueError(f'arm {arm!r}: ' + ('λ must not be negative' if weight < 0 else 'the control has λ = 0 and takes none'))
+    if weight < 0: raise ValueError(f'arm {arm!r}: λ must not be negative')
+    if name == 'control' and own: raise ValueError(f'arm {arm!r}: the control has λ = 0 and takes none')
     return name,0. if name == 'control' else weight
 
 def token_auxiliary(arm:str, # As for `parse_token_arm`
@@ -194,26 +196,31 @@ class _Training:
 
     def save(self):
         cuda = dict(cuda=torch.cuda.get_rng_state(self.sums.device)) if self.sums.is_cuda else {}
-        parts = dict(weights=dict(self.model.named_parameters()), buffers=dict(self.model.named_buffers()), opt=optimizer_tensors(self.opt), own=dict(sums=self.sums, rng=torch.get_rng_state(), **cuda))
-        return {f'{a}/{n}': v for a,o in parts.items() for n,v in o.items()},dict(step=self.step, history=self.history, facts=self.facts, stream=self.stream.state(), whose=self.whose)
+        own,facts = dict(sums=self.sums, rng=torch.get_rng_state(), **cuda),{o: getattr(self, o) for o in ('step', 'history', 'facts', 'whose')}
+        parts = dict(weights=dict(self.model.named_parameters()), buffers=dict(self.model.named_buffers()), opt=optimizer_tensors(self.opt), own=own)
+        return {f'{a}/{n}': v for a,o in parts.items() for n,v in o.items()},dict(facts, stream=self.stream.state())
 
-    @torch.no_grad()
-    def load(self, tensors, facts):
-        if facts['whose'] != self.whose: raise ValueError('the checkpoint belongs to another training (text, configuration, model, site, seed or λ differ): remove it or name another file')
-        part = lambda a: {n[len(a)+1:]: v for n,v in tensors.items() if n.startswith(a+'/')}
-        own = part('own')
-        for a,now in dict(weights=self.model.named_parameters(), buffers=self.model.named_buffers()).items():
-            for n,p in now: p.copy_(part(a)[n])
-        restore_optimizer(self.opt, part('opt'))
-        self.sums.copy_(own['sums']); torch.set_rng_state(own['rng'])
-        if 'cuda' in own: torch.cuda.set_rng_state(own['cuda'], self.sums.device)
-        self.step,self.history,self.facts = facts['step'],facts['history'],facts['facts']
-        self.stream.load(facts['stream'])
+# %% ../nbs/sharpening/02_pretraining.ipynb #b3de8614
+@patch
+@torch.no_grad()
+def load(self:_Training, tensors, facts):
+    if facts['whose'] != self.whose:
+        raise ValueError('the checkpoint belongs to another training (text, configuration, model, site, seed or λ differ): remove it or name another file')
+    part = lambda a: {n[len(a)+1:]: v for n,v in tensors.items() if n.startswith(a+'/')}
+    own = part('own')
+    for a,now in dict(weights=self.model.named_parameters(), buffers=self.model.named_buffers()).items():
+        for n,p in now: p.copy_(part(a)[n])
+    restore_optimizer(self.opt, part('opt'))
+    self.sums.copy_(own['sums']); torch.set_rng_state(own['rng'])
+    if 'cuda' in own: torch.cuda.set_rng_state(own['cuda'], self.sums.device)
+    self.step,self.history,self.facts = facts['step'],facts['history'],facts['facts']
+    self.stream.load(facts['stream'])
 
 # %% ../nbs/sharpening/02_pretraining.ipynb #e048d448
 def _step(s, b, aux, site, config):
     parts = [_slice(b, rows) for rows in torch.arange(len(b)).chunk(config.accumulation)]
-    labels,work = ([f(o) for o in parts] for f in (lambda o: int((next_tokens(o.ids, o.real, o.doc) >= 0).sum()), lambda o: int((o.position >= 0).sum())))
+    labels = [int((next_tokens(o.ids, o.real, o.doc) >= 0).sum()) for o in parts]
+    work = [int((o.position >= 0).sum()) for o in parts]
     s.opt.zero_grad()
     for part,share in zip(parts, work):
         task,pull,h,ids = _losses(s.model, _slice(part, slice(None), s.sums.device), aux, site, config.precision)
@@ -227,11 +234,13 @@ def _step(s, b, aux, site, config):
 
 # %% ../nbs/sharpening/02_pretraining.ipynb #c4a239d3
 def _first_look(model, task, pull, aux, h, ids):
-    if aux.weight and not pull.requires_grad: raise ValueError('the auxiliary loss reaches no parameter that may move: train more of the model, or choose a later site')
+    if aux.weight and not pull.requires_grad:
+        raise ValueError('the auxiliary loss reaches no parameter that may move: train more of the model, or choose a later site')
     params = [p for p in model.parameters() if p.requires_grad]
     grads = lambda loss: [o for o in torch.autograd.grad(loss, params, retain_graph=True, allow_unused=True) if o is not None]
     norm = lambda loss: sum(o.double().square().sum() for o in grads(loss)).sqrt().item()
-    facts = dict(first_task_loss=task.item(), first_aux_loss=pull.item(), gradient_ratio=norm(aux.weight*pull)/max(norm(task), 1e-12) if aux.weight else 0.)
+    ratio = norm(aux.weight*pull)/max(norm(task), 1e-12) if aux.weight else 0.
+    facts = dict(first_task_loss=task.item(), first_aux_loss=pull.item(), gradient_ratio=ratio)
     return facts | (aux.targets.report(h.detach(), ids) if isinstance(aux.targets, TokenTargets) else {})
 
 # %% ../nbs/sharpening/02_pretraining.ipynb #618c4bd0
@@ -256,12 +265,21 @@ def _loop(s, config, aux, site, held_out, checkpoint):
         for step in progress(range(s.step, total), 'training the language model', total - s.step):
             for g in s.opt.param_groups: g['lr'] = config.lr*lr_factor(step, total, config.warmup, config.decay, config.schedule)
             b = s.stream.next(config.batch_size)
-            if len(b) < config.batch_size: raise ValueError(f'the text is over after {step*per_step} tokens and tokens={config.tokens} are wanted: give the stream passes=0')
+            if len(b) < config.batch_size:
+                raise ValueError(f'the text is over after {step*per_step} tokens and tokens={config.tokens} are wanted: give the stream passes=0')
             _step(s, b, aux, site, config)
             if s.step in stops: _note(s, config, held_out, per_step)
             checkpoint(s.save, stop, last=s.step == total)
 
 # %% ../nbs/sharpening/02_pretraining.ipynb #6e6f942b
+def _check_training(model, moving, stream, aux, site):
+    room = getattr(model.config, 'max_position_embeddings', None) or stream.context
+    if stream.context > room: raise ValueError(f'context={stream.context}: the model has positions for {room} tokens')
+    if site is None and (aux.weight or aux.targets): raise ValueError('the auxiliary loss needs a site: pass site=, such as `layers.0.resid_post`')
+    if odd := {str(p.dtype) for p in moving} - {'torch.float32'}:
+        raise ValueError(f'the weights are {", ".join(sorted(odd))}, which rounds small steps away: load the model in float32; precision="bf16" computes in bf16')
+
+# %% ../nbs/sharpening/02_pretraining.ipynb #e40fb5c6
 def pretrain(model, # A causal language model of `transformers`; changed in place
              stream, # A `TokenStream` of training text; its place moves on
              config:PretrainConfig=PretrainConfig(), # How to train
@@ -273,16 +291,13 @@ def pretrain(model, # A causal language model of `transformers`; changed in plac
             )->Fit: # The model on its device, in evaluation mode; a row a measurement; facts of the first step
     "Train a language model on text, and towards the targets of an auxiliary loss"
     aux,device = aux or Auxiliary(),pick_device(config.device)
-    room = getattr(model.config, 'max_position_embeddings', None) or stream.context
-    if stream.context > room: raise ValueError(f'context={stream.context}: the model has positions for {room} tokens')
-    if site is None and (aux.weight or aux.targets): raise ValueError('the auxiliary loss needs a site: pass site=, such as `layers.0.resid_post`')
     moving = [p for p in model.to(device).parameters() if p.requires_grad]
-    if odd := {str(p.dtype) for p in moving} - {'torch.float32'}: raise ValueError(f'the weights are {", ".join(sorted(odd))}, which rounds small steps away: load the model in float32; precision="bf16" computes in bf16')
+    _check_training(model, moving, stream, aux, site)
     if isinstance(aux.targets, TokenTargets): aux.targets.to(device)
     decay = [[p for p in moving if (p.ndim > 1) == o] for o in (True, False)]
     opt = torch.optim.AdamW([dict(params=o, weight_decay=w) for o,w in zip(decay, (config.weight_decay, 0.)) if o], lr=config.lr, fused=True)
-    whose = config_hash(dict(config=config, text=stream.fingerprint, shapes=[list(p.shape) for p in moving], site=site, seed=seed, aux=(aux.weight, aux.loss, getattr(aux.targets, 'strategy', None), getattr(aux.targets, 'k', None))))
-    s = _Training(model, opt, stream, whose)
+    kind = aux.weight,aux.loss,*(getattr(aux.targets, o, None) for o in ('strategy', 'k'))
+    s = _Training(model, opt, stream, config_hash(dict(config=config, text=stream.fingerprint, shapes=[list(p.shape) for p in moving], site=site, seed=seed, aux=kind)))
     with seeded(stream_seed(seed, 'dropout')), _recomputing(model.train(), config.checkpointing): _loop(s, config, aux, site, held_out, Checkpoint(checkpoint))
     model.zero_grad()
     return Fit(model.eval(), s.history, s.facts)
@@ -343,7 +358,8 @@ def intervention_sweep(model, # A causal language model of `transformers`
     loss = t.loss/sum((next_tokens(b.ids, b.real, b.doc) >= 0).sum().item() for b in batches)
     clean,zero,mean = (loss[t.replacement == o].item() for o in ('nothing', 'zero', 'mean'))
     share = lambda worst: (worst - loss)/(worst - clean) if worst > clean else np.nan
-    return t[['replacement', 'k']].assign(l0=t.l0/t.rows, fvu=t.error/t.error[t.replacement == 'mean'].item(), loss=loss, perplexity=np.exp(loss), rise=np.expm1(loss - clean),
+    fvu = t.error/t.error[t.replacement == 'mean'].item()
+    return t[['replacement', 'k']].assign(l0=t.l0/t.rows, fvu=fvu, loss=loss, perplexity=np.exp(loss), rise=np.expm1(loss - clean),
                                           recovered_zero=share(zero), recovered_mean=share(mean))
 
 # %% ../nbs/sharpening/02_pretraining.ipynb #4560bccb
@@ -355,7 +371,8 @@ def choose_k(table:pd.DataFrame, # From `intervention_sweep`
     if not len(rows): raise ValueError('the table has no `top k`: give ks= to intervention_sweep')
     if not (rows.rise < tax).any():
         full = table.rise[table.replacement == 'reconstruction'].item()
-        raise ValueError(f'no k of {rows.k.astype(int).tolist()} keeps the rise of perplexity below tax={tax:g}; the full reconstruction costs {full:.3f}: give larger ks, a better SAE, or a higher tax')
+        raise ValueError(f'no k of {rows.k.astype(int).tolist()} keeps the rise of perplexity below tax={tax:g}; the full reconstruction costs {full:.3f}: '
+                         'give larger ks, a better SAE, or a higher tax')
     return int(rows.k[rows.rise < tax].iloc[0])
 
 # %% ../nbs/sharpening/02_pretraining.ipynb #2ecd0eab
