@@ -19,6 +19,7 @@ from joblib import Parallel,delayed
 from .activations import collect,collect_tokens
 from .core import Run,check,logger,pick_device,plain,progress,read_json,write_json
 from .metrics.report import evaluate_activations
+from .metrics.robustness import robustness
 from .models import as_read,load_model,make_model,save_model
 from .reading import Reader
 from .sae.coders import SAEConfig,load_sae,save_sae
@@ -97,13 +98,16 @@ class CycleConfig:
     sae_on: str = 'pooled' # SAEs learn from what the classifier reads (`pooled`), or from every token (`tokens`)
     sae_rows: int = 200_000 # Of tokens, at most so many
     probe_rows: int = 20_000 # Probes are trained on at most so many rows
+    attack: tuple = () # Radii of adversarial attacks on test rows, as for `robustness`; none if empty
+    attack_rows: int = 500 # Attack at most so many rows
 
     def __post_init__(self):
         check(self.cycles >= 0, self, 'cycles', 'must not be negative')
         check(self.aux_weight >= 0, self, 'aux_weight', 'λ must not be negative')
         check(self.protocol in ('continue', 'reinit'), self, 'protocol', 'choose continue or reinit')
         check(self.sae_on in ('pooled', 'tokens'), self, 'sae_on', 'choose pooled or tokens')
-        check(self.sae_rows >= 1, self, 'sae_rows', 'must be at least 1')
+        for o in ('sae_rows', 'attack_rows'): check(getattr(self, o) >= 1, self, o, 'must be at least 1')
+        check(all(o > 0 for o in self.attack), self, 'attack', 'radii must be above 0')
         for o in ('arms', 'seeds'):
             found = getattr(self, o)
             check(isinstance(found, (tuple, list)) and len(set(found)) == len(found) > 0, self, o, 'must be a tuple of at least one, each once')
@@ -216,14 +220,22 @@ def results(self:_Cycle, members):
     "One row a member"
     files = [self.run.path/_folder(self.config, m, self.cycle)/'results.json' for m in members]
     todo = [(m, f) for m,f in zip(members, files) if not f.exists()]
-    jobs = (delayed(_evaluate)(Member(m.arm, m.seed, sae=m.sae, facts=m.facts), self.cycle, m.acts['train'], self.read(m, 'test'), f, self.config.probe_rows) for m,f in todo)
+    jobs = (delayed(_evaluate)(Member(m.arm, m.seed, sae=m.sae, facts=m.facts), self.cycle, m.acts['train'], self.read(m, 'test'), self.attacked(m), f, self.config.probe_rows)
+            for m,f in todo)
     for f in progress(Parallel(min(os.cpu_count(), 1 + len(todo)//8), return_as='generator')(jobs), f'evaluating cycle {self.cycle}', len(todo)):
         self.run.log('evaluated', file=f.relative_to(self.run.path).as_posix())
     return [read_json(f) for f in files]
 
-def _evaluate(m, cycle, train, test, file, probe_rows):
+@patch
+def attacked(self:_Cycle, m):
+    "Accuracy under attack, where that was asked for"
+    if not self.config.attack: return {}
+    try: return robustness(m.model, self.task, self.config.attack, rows=self.config.attack_rows, device=pick_device(self.config.tune.device))
+    finally: m.model.cpu()
+
+def _evaluate(m, cycle, train, test, extra, file, probe_rows):
     facts = dict(seed=m.seed, arm=m.arm.name, aux_weight=m.arm.weight(cycle) if cycle else 0., cycle=cycle, **m.facts)
-    write_json(file, {**facts, **evaluate_activations(m.sae, train, test, probe_rows=probe_rows)})
+    write_json(file, {**facts, **evaluate_activations(m.sae, train, test, probe_rows=probe_rows), **extra})
     return file
 
 # %% ../nbs/cycle/00_cycle.ipynb #ffaf7620

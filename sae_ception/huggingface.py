@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['DTYPES', 'is_fresh', 'fresh_config', 'train_tokenizer', 'load_tokenizer', 'with_padding', 'quietly', 'read_model',
-           'load_lm', 'Texts', 'encode', 'Pictures', 'Inputs', 'load_classifier']
+           'load_lm', 'Texts', 'encode', 'Pictures', 'Inputs', 'takes_positions', 'load_classifier']
 
 # %% ../nbs/foundations/02_huggingface.ipynb #ec878297
-import re
+import inspect,re
 from contextlib import contextmanager
 from dataclasses import dataclass,replace
 from functools import cached_property
@@ -197,7 +197,7 @@ def batch(self:Texts,
 def encode(texts:list, # Strings
            tokenizer, # With a padding token
            max_length:int, # Longest text in tokens; what is beyond is cut
-           side:str=None, # Where padding goes; the tokenizer's own side when absent
+           side:str='right', # Where padding goes
            positions:bool=True # Give position ids?
           )->Texts:
     "Tokenise texts"
@@ -207,7 +207,7 @@ def encode(texts:list, # Strings
     if long := sum(len(o) > max_length for o in found):
         found = tokenizer(list(texts), add_special_tokens=True, truncation=True, max_length=max_length, return_attention_mask=False)['input_ids']
         logger.warning('%d of %d texts are longer than max_length=%d tokens and were cut', long, len(found), max_length)
-    return Texts(found, tokenizer.pad_token_id, side or tokenizer.padding_side, positions)
+    return Texts(found, tokenizer.pad_token_id, side, positions)
 
 # %% ../nbs/foundations/02_huggingface.ipynb #ce465f1b
 class Pictures:
@@ -258,9 +258,10 @@ class Inputs:
     crop: float = 1. # For pictures: share of the resized picture that is kept
 
     def __call__(self, task, # A `Task` of this kind
-                 side:str=None # Where padding goes; the tokenizer's own side when absent
+                 side:str='right' # Where padding goes; on the right it is without effect for every model
                 ):
         "The task as the model reads it"
+        if side == 'left' and not self.positions: raise ValueError("side='left': the model counts positions itself, padding included; pad on the right")
         if task.kind != self.kind: raise ValueError(f'the model reads {self.kind}s and {task.name} holds {task.kind} data: choose another model')
         if isinstance(task.x, (Texts, Pictures)): return task # it was done before
         if self.kind == 'text': x = encode(task.x, self.tokenizer, self.max_length, side, self.positions)
@@ -276,9 +277,15 @@ def _longest(tokenizer, config, wanted):
     if wanted > limit: raise ValueError(f'max_length={wanted}: the model reads at most {limit} tokens')
     return wanted or min(limit, 512)
 
-def _takes_positions(model):
-    import inspect
-    return 'position_ids' in inspect.signature(model.forward).parameters
+@torch.no_grad()
+def takes_positions(model, # A model of texts
+                    ids=(5, 6, 7, 8) # Any tokens but padding
+                   )->bool:
+    "Do positions that count real tokens from 0 mean to this model what it counts itself?"
+    if 'position_ids' not in inspect.signature(model.forward).parameters: return False
+    x = dict(input_ids=torch.tensor([ids], device=model.device), attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=model.device))
+    given = model(**x, position_ids=torch.arange(len(ids), device=model.device)[None])
+    return torch.equal(model(**x).logits, given.logits)
 
 # %% ../nbs/foundations/02_huggingface.ipynb #b92b547a
 def _text_classifier(name, task, seed, dtype, revision, max_length, tokenizer):
@@ -290,7 +297,7 @@ def _text_classifier(name, task, seed, dtype, revision, max_length, tokenizer):
               _fetch('the configuration', name, lambda: AutoConfig.from_pretrained(name, revision=revision, **facts)))
     config.pad_token_id = tokenizer.pad_token_id
     model = _build(AutoModelForSequenceClassification, name, config, seed, dtype, revision, 'a text classifier')
-    model.inputs = Inputs('text', tokenizer, _longest(tokenizer, config, max_length), _takes_positions(model))
+    model.inputs = Inputs('text', tokenizer, _longest(tokenizer, config, max_length), takes_positions(model))
     return model
 
 def _image_facts(name, revision):

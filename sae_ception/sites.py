@@ -21,18 +21,20 @@ SITES = 'resid_pre','attn_out','resid_mid','mlp_in','ln2_normalized','mlp_out','
 LAYOUTS = {
     'GPT-2': dict(kind='pre-norm', parts='ln_1 attn ln_2 mlp', attn_out='attn.output', resid_mid='ln_2.input', mlp_in='mlp.input',
                   ln2_normalized='ln_2.input', mlp_out='mlp.output', z='attn.c_proj.input'),
-    'Llama': dict(kind='pre-norm', parts='input_layernorm self_attn post_attention_layernorm mlp', attn_out='self_attn.output', mlp_in='mlp.input',
-                  resid_mid='post_attention_layernorm.input', ln2_normalized='post_attention_layernorm.input', mlp_out='mlp.output', z='self_attn.o_proj.input')}
+    'Llama': dict(kind='pre-norm', parts='input_layernorm self_attn post_attention_layernorm mlp', attn_out='self_attn.output',
+                  resid_mid='post_attention_layernorm.input', mlp_in='mlp.input', ln2_normalized='post_attention_layernorm.input',
+                  mlp_out='mlp.output', z='self_attn.o_proj.input')}
 
 # %% ../nbs/foundations/03_sites.ipynb #ecb8d93e
 LAYOUTS['GPT-NeoX'] = dict(
-    kind='pre-norm', parts='input_layernorm attention post_attention_layernorm mlp', attn_out='attention.output', resid_mid='post_attention_layernorm.input',
-    mlp_in='mlp.input', ln2_normalized='post_attention_layernorm.input', mlp_out='mlp.output', z='attention.dense.input')
-LAYOUTS['GPT-NeoX, parallel'] = {k: v for k,v in LAYOUTS['GPT-NeoX'].items() if k != 'resid_mid'} | dict(
+    kind='pre-norm', parts='input_layernorm attention post_attention_layernorm mlp', attn_out='attention.output',
+    resid_mid='post_attention_layernorm.input', mlp_in='mlp.input', ln2_normalized='post_attention_layernorm.input',
+    mlp_out='mlp.output', z='attention.dense.input')
+LAYOUTS['parallel GPT-NeoX'] = {k: v for k,v in LAYOUTS['GPT-NeoX'].items() if k != 'resid_mid'} | dict(
     kind='parallel', lacks='attention and MLP both read resid_pre and are added to it at once (parallel residuals)')
 
 # %% ../nbs/foundations/03_sites.ipynb #f5fef5fd
-LAYOUTS['Gemma-2, Gemma-3'] = dict(
+LAYOUTS['Gemma-2/3'] = dict(
     kind='pre-norm', parts='input_layernorm self_attn post_attention_layernorm pre_feedforward_layernorm mlp post_feedforward_layernorm',
     attn_out='post_attention_layernorm.output', resid_mid='pre_feedforward_layernorm.input', mlp_in='mlp.input', z='self_attn.o_proj.input',
     ln2_normalized='pre_feedforward_layernorm.input', mlp_out='post_feedforward_layernorm.output', after='post_attention_layernorm')
@@ -40,17 +42,19 @@ LAYOUTS['Gemma-2, Gemma-3'] = dict(
 # %% ../nbs/foundations/03_sites.ipynb #8c376cf0
 LAYOUTS['BERT'] = dict(
     kind='post-norm', parts='attention intermediate output', attn_out='attention.output.dense.output', resid_mid='attention.output.output',
-    mlp_in='intermediate.input', ln2_normalized='attention.output.LayerNorm.input', mlp_out='output.dense.output', z='attention.output.dense.input', last='output.LayerNorm')
+    mlp_in='intermediate.input', ln2_normalized='attention.output.LayerNorm.input', mlp_out='output.dense.output',
+    z='attention.output.dense.input', last='output.LayerNorm')
 LAYOUTS['DistilBERT'] = dict(
-    kind='post-norm', parts='attention sa_layer_norm ffn output_layer_norm', attn_out='attention.output', resid_mid='sa_layer_norm.output', mlp_in='ffn.input',
-    ln2_normalized='sa_layer_norm.input', mlp_out='ffn.output', z='attention.out_lin.input', last='output_layer_norm')
+    kind='post-norm', parts='attention sa_layer_norm ffn output_layer_norm', attn_out='attention.output',
+    resid_mid='sa_layer_norm.output', mlp_in='ffn.input', ln2_normalized='sa_layer_norm.input', mlp_out='ffn.output', z='attention.out_lin.input', last='output_layer_norm')
 
 # %% ../nbs/foundations/03_sites.ipynb #3b2c7205
 _vit = dict(kind='pre-norm', resid_mid='layernorm_after.input', ln2_normalized='layernorm_after.input')
 LAYOUTS['ViT'] = _vit | dict(parts='layernorm_before attention layernorm_after mlp', attn_out='attention.output', mlp_in='mlp.input',
                              mlp_out='mlp.output', z='attention.o_proj.input')
-LAYOUTS['ViT, transformers 4'] = _vit | dict(parts='layernorm_before attention layernorm_after intermediate output', attn_out='attention.output.dense.output',
-                                             mlp_in='intermediate.input', mlp_out='output.dense.output', z='attention.output.dense.input')
+LAYOUTS['ViT of transformers 4'] = _vit | dict(
+    parts='layernorm_before attention layernorm_after intermediate output', attn_out='attention.output.dense.output',
+    mlp_in='intermediate.input', mlp_out='output.dense.output', z='attention.output.dense.input')
 LAYOUTS['our ViT'] = dict(kind='pre-norm', parts='norm1 norm2 qkv proj mlp', attn_out='proj.output', resid_mid='norm2.input', mlp_in='mlp.input',
                           ln2_normalized='norm2.input', mlp_out='mlp.output', z='proj.input')
 LAYOUTS['ConvNeXt-V2'] = dict(kind='one branch', parts='dwconv layernorm pwconv1 grn pwconv2', mlp_in='pwconv1.input', ln2_normalized='layernorm.input',
@@ -65,9 +69,10 @@ def _sub(module, path):
 def _layout(block):
     "The name of a block's layout, or None"
     names = {n for n,m in block._modules.items() if m is not None and any(True for _ in m.parameters())} | block._parameters.keys()
+    parallel = bool(getattr(block, 'use_parallel_residual', False))
     for name,o in LAYOUTS.items():
-        parts,parallel = set(o['parts'].split()),o['kind'] == 'parallel'
-        if names == parts and parallel == bool(getattr(block, 'use_parallel_residual', False)) and all(_sub(block, o[s].rpartition('.')[0]) for s in SITES if s in o): return name
+        if names != set(o['parts'].split()) or parallel != (o['kind'] == 'parallel'): continue
+        if all(_sub(block, o[s].rpartition('.')[0]) for s in SITES if s in o): return name
 
 # %% ../nbs/foundations/03_sites.ipynb #c281f320
 def _stacks(module, path=''):
@@ -78,18 +83,24 @@ def _stacks(module, path=''):
         if alike and (kind := _layout(m[0])): yield kind,here
         else: yield from _stacks(m, here)
 
-def find_blocks(model:nn.Module # Any model
-               )->tuple: # Name of the layout, and the path of each block; `(None, [])` when no layout is known for them
-    "The blocks of a transformer or ConvNeXt, in order"
+# %% ../nbs/foundations/03_sites.ipynb #6c3792b5
+def _grouped(model):
+    "Layout and path pattern → lists of blocks; the stages of a ConvNeXt share a pattern"
     found = {}
     for kind,path in _stacks(model): found.setdefault((kind, re.sub(r'\d+', '*', path)), []).append(path)
-    if len(found) > 1: raise ValueError(f'{type(model).__name__} has several stacks of blocks, {", ".join(o for _,o in found)}: pass the part that you mean')
-    for (kind,_),paths in found.items(): return kind,[f'{p}.{i}' for p in paths for i in range(len(model.get_submodule(p)))]
-    return None,[]
+    return found
+
+def find_blocks(model:nn.Module # Any model
+               )->tuple: # Name of the layout, and the path of each block; `(None, [])` unless there is one stack of a known layout
+    "The blocks of a transformer or ConvNeXt, in order"
+    found = _grouped(model)
+    if len(found) != 1: return None,[]
+    ((kind,_),paths), = found.items()
+    return kind,[f'{p}.{i}' for p in paths for i in range(len(model.get_submodule(p)))]
 
 # %% ../nbs/foundations/03_sites.ipynb #c4d8521a
-ALIASES = {'hook_resid_pre': 'resid_pre', 'hook_attn_out': 'attn_out', 'hook_resid_mid': 'resid_mid', 'mlp.hook_in': 'mlp_in', 'ln2.hook_normalized': 'ln2_normalized',
-           'hook_mlp_out': 'mlp_out', 'hook_resid_post': 'resid_post', 'attn.hook_z': 'z'}
+ALIASES = {'hook_resid_pre': 'resid_pre', 'hook_attn_out': 'attn_out', 'hook_resid_mid': 'resid_mid', 'mlp.hook_in': 'mlp_in',
+           'ln2.hook_normalized': 'ln2_normalized', 'hook_mlp_out': 'mlp_out', 'hook_resid_post': 'resid_post', 'attn.hook_z': 'z'}
 
 def _plain_name(name):
     "`name`, in our words when it is one of TransformerLens'"
@@ -98,7 +109,8 @@ def _plain_name(name):
     if hook in ALIASES and name.startswith('blocks.'): return f'layers.{layer}.{ALIASES[hook]}'
     if hook == 'hook_mlp_in': raise ValueError(f"site={name!r} is the residual stream before the norm in TransformerLens: "
                                                f"say layers.{layer}.resid_mid if you mean that, or layers.{layer}.mlp_in for what the MLP reads")
-    raise ValueError(f"site={name!r}: of TransformerLens' names these are understood: {', '.join(f'blocks.L.{o}' for o in ALIASES)}; anything else by the path of its module")
+    raise ValueError(f"site={name!r}: of TransformerLens' names these are understood: {', '.join(f'blocks.L.{o}' for o in ALIASES)}; "
+                     "name anything else by the path of its module")
 
 # %% ../nbs/foundations/03_sites.ipynb #38b672c1
 class Site(NamedTuple):
@@ -106,43 +118,51 @@ class Site(NamedTuple):
     module: nn.Module # The module to watch
     side: str # Its `input` or its `output`
     path: str # Where that is, e.g. `transformer.h.3.mlp.output`
-    view: str = '' # How the activation lies in the module's tensor: `heads`, `channels`, `normalized`, `sum`, or as it is
+    view: str = '' # How the activation lies in the module's tensor, see below; as it is where nothing is said
     heads: int = 0 # How many heads share it, for `z`
 
 # %% ../nbs/foundations/03_sites.ipynb #e57071a3
-def _views(kind):
-    return dict(z='heads', ln2_normalized='normalized') | (dict(resid_pre='channels', resid_post='channels') if kind == 'one branch'
-                                                           else dict(resid_mid='sum') if kind == 'pre-norm' else {})
+_views = {'pre-norm': dict(resid_mid='sum'), 'one branch': dict(resid_pre='channels', resid_post='channels', mlp_in='places', mlp_out='places')}
 
+# %% ../nbs/foundations/03_sites.ipynb #abf1da35
 def _heads(model, path):
     "Attention heads of the block at `path`, as it says itself or the nearest configuration above"
     parts = path.split('.')
     for i in range(len(parts), -1, -1):
         m = model.get_submodule('.'.join(parts[:i]))
-        if n := getattr(m, 'heads', None) or getattr(getattr(m, 'config', None), 'num_attention_heads', None): return n
+        for n in (getattr(m, 'heads', None), getattr(getattr(m, 'config', None), 'num_attention_heads', None)):
+            if isinstance(n, int): return n
     raise ValueError(f'nothing above {path} says how many attention heads there are: read z by the path of its module')
 
 def _known(model):
-    kind,blocks = find_blocks(model)
-    if not kind: raise ValueError(f'{type(model).__name__} has no blocks of a kind that has names here ({", ".join(LAYOUTS)}): name a module by its path')
-    return kind,blocks
+    stacks = [o for _,o in _grouped(model)]
+    if len(stacks) > 1: raise ValueError(f'{type(model).__name__} has several stacks of blocks, {" and ".join(stacks)}: '
+                                         'pass the part that you mean, or name a module by its path')
+    if not stacks: raise ValueError(f'{type(model).__name__} has no blocks of a kind that has names here ({", ".join(LAYOUTS)}): '
+                                 'name a module by its path')
+    return find_blocks(model)
 
+# %% ../nbs/foundations/03_sites.ipynb #227cf091
 def _named(model, layer, name):
-    kind,blocks = _known(model)
-    if not -len(blocks) <= layer < len(blocks): raise ValueError(f'layer {layer} is out of range: {type(model).__name__} has layers 0 to {len(blocks)-1}, or -{len(blocks)} to -1 from the end')
-    path,layout = blocks[layer],LAYOUTS[kind]
-    if name not in layout: raise ValueError(f"layers.{layer}.{name} does not exist here ({kind}): {layout['lacks']}. There are {', '.join(o for o in SITES if o in layout)}")
+    (kind,blocks),arch = _known(model),type(model).__name__
+    n,layout = len(blocks),LAYOUTS[kind]
+    if not -n <= layer < n: raise ValueError(f'layer {layer} is out of range: {arch} has layers 0 to {n-1}, or -{n} to -1 from the end')
+    if name not in layout: raise ValueError(f"layers.{layer}.{name} does not exist in {arch} ({kind}): {layout['lacks']}. "
+                                            f"There are {', '.join(o for o in SITES if o in layout)}")
+    path = blocks[layer]
     path = f'{path}.{layout[name]}'
     module,_,side = path.rpartition('.')
-    return Site(model.get_submodule(module), side, path, _views(layout['kind']).get(name, ''), _heads(model, blocks[layer]) if name == 'z' else 0)
+    view = (dict(z='heads', ln2_normalized='normalized') | _views.get(layout['kind'], {})).get(name, '')
+    return Site(model.get_submodule(module), side, path, view, _heads(model, blocks[layer]) if name == 'z' else 0)
 
-# %% ../nbs/foundations/03_sites.ipynb #abf1da35
+# %% ../nbs/foundations/03_sites.ipynb #2572572e
 def sites(model:nn.Module)->list: # Names
     "All sites of a model: first those of its blocks, then modules by their path"
     kind,blocks = find_blocks(model)
     return ([f'layers.{i}.{o}' for i in range(len(blocks)) for o in SITES if o in LAYOUTS[kind]]
             + [f'{n}.{side}' for n,_ in model.named_modules() if n for side in ('input', 'output')])
 
+# %% ../nbs/foundations/03_sites.ipynb #d84d67ea
 def find_site(model:nn.Module, # Any model
               name:str # `layers.L.NAME` (L may count from the end: -1), TransformerLens' name for it, or a module's path with `.input` or `.output`
              )->Site:
@@ -161,8 +181,9 @@ def _width(module, side):
     for pair in (('in_features', 'out_features'), ('in_channels', 'out_channels'), ('', 'embedding_dim')):
         if hasattr(module, pair[1]): return getattr(module, pair[side == 'output'], None)
     w = getattr(module, 'weight', None)
-    if w is not None and (w.ndim == 1 or type(module).__name__ == 'Conv1D'): return w.shape[side == 'output' and w.ndim - 1]
+    if w is not None and ('Norm' in type(module).__name__ or type(module).__name__ == 'Conv1D'): return w.shape[side == 'output' and w.ndim - 1]
 
+# %% ../nbs/foundations/03_sites.ipynb #8b2189c0
 def site_width(model:nn.Module, # Any model
                name:str # A site
               )->int: # d
@@ -170,8 +191,9 @@ def site_width(model:nn.Module, # Any model
     site = find_site(model, name)
     if width := _width(site.module, site.side): return width
     kind,blocks = find_blocks(model)
-    for o in blocks: # the streams of a block are as wide as its norm
-        if site.path.removeprefix(f'{o}.') in LAYOUTS[kind].values(): return len(_sub(model, f'{o}.{LAYOUTS[kind]["ln2_normalized"]}'.rpartition('.')[0]).weight)
+    for o in blocks:
+        if site.path.removeprefix(f'{o}.') in LAYOUTS[kind].values(): # all but z are as wide as the block's norm
+            return len(model.get_submodule(f'{o}.{LAYOUTS[kind]["ln2_normalized"]}'.removesuffix('.input')).weight)
     raise ValueError(f'the weights of {site.path} do not tell its width: capture it once and look at the shape')
 
 # %% ../nbs/foundations/03_sites.ipynb #45083a83
@@ -208,8 +230,9 @@ def _put(o, new):
 def hook(self:Site, act):
     "Call `act` with the module's tensor in each forward; what it returns, unless None, takes its place"
     def see(o):
-        if not isinstance(o, torch.Tensor) and _key(o) is None: raise ValueError(f'{self.path} holds no tensor but {type(o).__name__}: choose another site')
-        new = act(o if isinstance(o, torch.Tensor) else o[_key(o)])
+        key = None if isinstance(o, torch.Tensor) else _key(o)
+        if key is None and not isinstance(o, torch.Tensor): raise ValueError(f'{self.path} holds no tensor but {type(o).__name__}: choose another site')
+        new = act(o if key is None else o[key])
         return None if new is None else _put(o, new)
     def before(module, args, kwargs):
         new = see(args if _key(args) is not None else kwargs)
@@ -230,22 +253,30 @@ class Capture:
         self.places = {n: find_site(model, n) for n in names}
         self.stop,self.grad,self.got,self.modules = stop,grad,{},list(model.modules())
 
-    def __getitem__(self, name):
-        if name in self.got: return self.got[name]
-        if name in self.places: raise KeyError(f'{name} was never computed: no forward ran in the block, or none that calls {self.places[name].path}')
-        raise KeyError(f'{name} is not among the sites of this Capture: {", ".join(self.places)}')
+# %% ../nbs/foundations/03_sites.ipynb #5a875061
+def _version(h): return 0 if h.is_inference() else h._version
 
+@patch
+def __getitem__(self:Capture, name):
+    if name not in self.places: raise KeyError(f'{name} is not among the sites of this Capture: {", ".join(self.places)}')
+    path = self.places[name].path
+    if name not in self.got: raise KeyError(f'{name} was never computed: no forward ran in the block, or none that calls {path}')
+    if _version(self.got[name]) == self.versions[name]: return self.got[name]
+    raise RuntimeError(f'{name} was overwritten in place after it was read: what follows {path} shares its tensor, so read that')
+
+# %% ../nbs/foundations/03_sites.ipynb #07349197
 class _Enough(Exception): pass
 
-# %% ../nbs/foundations/03_sites.ipynb #5a875061
 @patch
 def _keep(self:Capture, name, h):
-    self.got[name] = self.places[name].read(h if self.grad else h.detach())
+    h = self.got[name] = self.places[name].read(h if self.grad else h.detach())
+    self.versions[name] = _version(h)
     if self.stop and len(self.got) == len(self.places): raise _Enough(self)
 
+# %% ../nbs/foundations/03_sites.ipynb #7ff31646
 @patch
 def __enter__(self:Capture):
-    self.got,self.forwards = {},[m.__dict__.get('forward') for m in self.modules]
+    self.got,self.versions,self.forwards = {},{},[m.__dict__.get('forward') for m in self.modules]
     self.handles = [site.hook(lambda h, n=n: self._keep(n, h)) for n,site in self.places.items()]
     return self
 
@@ -264,8 +295,8 @@ def write(self:Site, h, f):
     "The module's tensor `h` with the activation in it replaced by `f` of it"
     old = self.read(h.clone() if self.view == 'sum' else h)
     new = f(old)
-    if not isinstance(new, torch.Tensor) or new.shape != old.shape:
-        raise ValueError(f'what replaces {self.path} must have its shape, {list(old.shape)}, and is {list(new.shape) if isinstance(new, torch.Tensor) else new!r}')
+    shape = list(new.shape) if isinstance(new, torch.Tensor) else new
+    if shape != list(old.shape): raise ValueError(f'what replaces {self.path} must have its shape, {list(old.shape)}, and is {shape}')
     new = new.to(h.dtype)
     if self.view == 'sum': return h.copy_(new)
     return new.flatten(-2) if self.view == 'heads' else new.movedim(-1, 1) if self.view == 'channels' else new
@@ -285,16 +316,23 @@ class replace:
     def __exit__(self, *args): self.handle.remove()
 
 # %% ../nbs/foundations/03_sites.ipynb #9045bb26
+_norm = {'mlp_in = gain * ln2_normalized + bias': lambda o: (o['mlp_in'], o['gain']*o['ln2_normalized'] + o['bias'])}
+_heads_and_norm = _norm | {'attn_out = W_O z': lambda o: (o['attn_out'], o['after'](o['W_O'](o['z'].flatten(-2))))}
+
+# %% ../nbs/foundations/03_sites.ipynb #d5baa16d
 _identities = {
-    'pre-norm': {'resid_mid = resid_pre + attn_out': lambda o: (o['resid_mid'], o['resid_pre'] + o['attn_out']),
-                 'mlp_in = norm(resid_mid)': lambda o: (o['mlp_in'], o['norm'](o['resid_mid'])),
-                 'resid_post = resid_mid + mlp_out': lambda o: (o['resid_post'], o['resid_mid'] + o['mlp_out'])},
-    'parallel': {'mlp_in = norm(resid_pre)': lambda o: (o['mlp_in'], o['norm'](o['resid_pre'])),
-                 'resid_post = resid_pre + attn_out + mlp_out': lambda o: (o['resid_post'], o['resid_pre'] + o['attn_out'] + o['mlp_out'])},
-    'post-norm': {'resid_mid = norm(resid_pre + attn_out)': lambda o: (o['resid_mid'], o['norm'](o['resid_pre'] + o['attn_out'])),
-                  'mlp_in = resid_mid': lambda o: (o['mlp_in'], o['resid_mid']),
-                  'resid_post = norm(resid_mid + mlp_out)': lambda o: (o['resid_post'], o['last'](o['resid_mid'] + o['mlp_out']))},
-    'one branch': {'resid_post = resid_pre + mlp_out': lambda o: (o['resid_post'], o['resid_pre'] + o['mlp_out'])}}
+    'pre-norm': _heads_and_norm | {
+        'resid_mid = resid_pre + attn_out': lambda o: (o['resid_mid'], o['resid_pre'] + o['attn_out']),
+        'mlp_in = norm(resid_mid)': lambda o: (o['mlp_in'], o['norm'](o['resid_mid'])),
+        'resid_post = resid_mid + mlp_out': lambda o: (o['resid_post'], o['resid_mid'] + o['mlp_out'])},
+    'parallel': _heads_and_norm | {
+        'mlp_in = norm(resid_pre)': lambda o: (o['mlp_in'], o['norm'](o['resid_pre'])),
+        'resid_post = resid_pre + attn_out + mlp_out': lambda o: (o['resid_post'], o['resid_pre'] + o['attn_out'] + o['mlp_out'])},
+    'post-norm': _heads_and_norm | {
+        'resid_mid = norm(resid_pre + attn_out)': lambda o: (o['resid_mid'], o['norm'](o['resid_pre'] + o['attn_out'])),
+        'mlp_in = resid_mid': lambda o: (o['mlp_in'], o['resid_mid']),
+        'resid_post = norm(resid_mid + mlp_out)': lambda o: (o['resid_post'], o['last'](o['resid_mid'] + o['mlp_out']))},
+    'one branch': _norm | {'resid_post = resid_pre + mlp_out': lambda o: (o['resid_post'], o['resid_pre'] + o['mlp_out'])}}
 
 # %% ../nbs/foundations/03_sites.ipynb #6b047f74
 def _affine(norm):
@@ -303,10 +341,6 @@ def _affine(norm):
     signs[1::2] = -1
     bias = norm(torch.zeros_like(signs))
     return (norm(signs) - bias)/normalized(norm, signs),bias
-
-for _kind,_o in _identities.items():
-    _o['mlp_in = gain * ln2_normalized + bias'] = lambda o: (o['mlp_in'], o['gain']*o['ln2_normalized'] + o['bias'])
-    if _kind != 'one branch': _o['attn_out = W_O z'] = lambda o: (o['attn_out'], o['after'](o['W_O'](o['z'].flatten(-2))))
 
 # %% ../nbs/foundations/03_sites.ipynb #61ad4f29
 def _facts(model, kind, path, got):
@@ -320,6 +354,7 @@ def _facts(model, kind, path, got):
 
 def _error(a, b): return ((a - b).float().norm(dim=-1)/b.float().norm(dim=-1).clamp_min(1e-12)).max().item()
 
+# %% ../nbs/foundations/03_sites.ipynb #7b06a80d
 def _run(model, x): return model(**x) if isinstance(x, Mapping) else model(x)
 
 @torch.no_grad()

@@ -342,7 +342,8 @@ def _finish(s, models, flags):
     out = []
     for m,model in enumerate(models):
         best = {n: (s.best[n][m] if view is p else s.best[n]).cpu() for n,view,p in s.moving()}
-        model.cpu().load_state_dict({**model.state_dict(), **best, **s.best_buffers})
+        now = model.cpu().state_dict()
+        model.load_state_dict({**now, **{n: v for n,v in {**best, **s.best_buffers}.items() if n in now}}) # not every buffer is kept on disk
         for n,p in model.named_parameters(): p.requires_grad_(flags[n])
         history = [dict(epoch=i, **{k: v[m] for k,v in row.items() if k != 'best'}) for i,row in enumerate(s.history)]
         facts = dict(best_epoch=max(i for i,row in enumerate(s.history) if row['best'][m]), **{k: v[m] for k,v in s.facts.items()})

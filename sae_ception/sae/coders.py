@@ -41,23 +41,26 @@ class SAEConfig:
     input_grad: bool = False # Does jumprelu's window send gradient to the encoder too?
     tolerance: float = .01 # Length of the rest at which matching_pursuit stops
 
-    def __post_init__(self):
-        object.__setattr__(self, 'prefixes', tuple(self.prefixes))
-        check(self.width >= 1, self, 'width', 'must be at least 1')
-        check(self.activation in ACTIVATIONS, self, 'activation', f'choose {", ".join(ACTIVATIONS)}')
-        if self.activation in ('topk', 'abstopk', 'batchtopk'): check(1 <= self.k < self.width, self, 'k', f'must be between 1 and width - 1 = {self.width - 1}')
-        if self.activation == 'matching_pursuit':
-            check(self.k >= 1, self, 'k', 'must be at least 1')
-            check(self.pre_bias, self, 'pre_bias', 'matching_pursuit starts from what the bias leaves, so it must be True')
-        ends = self.prefixes
-        check(not ends or ends[0] >= 1 and ends[-1] == self.width and all(a < b for a,b in zip(ends, ends[1:])), self, 'prefixes', f'must ascend and end with width={self.width}')
-        check(self.normalise in NORMALISE, self, 'normalise', f'choose {", ".join(NORMALISE)}')
-        check(self.normalise != 'whitening' or self.activation != 'matching_pursuit', self, 'normalise', 'cannot be folded into matching_pursuit, whose encoder is its decoder')
-        check(self.bandwidth > 0, self, 'bandwidth', 'must be positive')
-        for o in ('init_threshold', 'tolerance'): check(getattr(self, o) >= 0, self, o, 'must not be negative')
+    def __post_init__(self): _validate(self)
 
     @property
     def ends(self): return self.prefixes or (self.width,)
+
+# %% ../../nbs/sae/01_coders.ipynb #6e0bff67
+def _validate(c):
+    object.__setattr__(c, 'prefixes', tuple(c.prefixes))
+    ends,pursuit = c.prefixes,c.activation == 'matching_pursuit'
+    check(c.width >= 1, c, 'width', 'must be at least 1')
+    check(c.activation in ACTIVATIONS, c, 'activation', f'choose {", ".join(ACTIVATIONS)}')
+    if c.activation in ('topk', 'abstopk', 'batchtopk'): check(1 <= c.k <= c.width, c, 'k', f'must be between 1 and width={c.width}')
+    check(not ends or ends[0] >= 1 and ends[-1] == c.width and all(a < b for a,b in zip(ends, ends[1:])), c, 'prefixes', f'must ascend and end with width={c.width}')
+    check(c.normalise in NORMALISE, c, 'normalise', f'choose {", ".join(NORMALISE)}')
+    check(not c.skip or c.normalise not in ('constant_norm', 'layer_norm'), c, 'normalise', 'forgets the scale that a skip connection passes on; choose another')
+    check(not pursuit or c.k >= 1, c, 'k', 'must be at least 1')
+    check(not pursuit or c.pre_bias, c, 'pre_bias', 'matching_pursuit starts from what the bias leaves, so it must be True')
+    check(not pursuit or c.normalise != 'whitening', c, 'normalise', 'cannot be folded into matching_pursuit, whose encoder is its decoder')
+    check(c.bandwidth > 0, c, 'bandwidth', 'must be positive')
+    for o in ('init_threshold', 'tolerance'): check(getattr(c, o) >= 0, c, o, 'must not be negative')
 
 # %% ../../nbs/sae/01_coders.ipynb #be8ddfb2
 def _shapes(d_in, d_out, c): # Parameters: name → shape
@@ -70,15 +73,18 @@ def _shapes(d_in, d_out, c): # Parameters: name → shape
     if c.skip: shapes['W_skip'] = (d_out, d_in)
     return shapes
 
-def _states(d_in, d_out, c): # Buffers: name → shape and first value
-    states = dict(batchtopk=dict(threshold=((), torch.nan)), matching_pursuit=dict(tolerance=((), c.tolerance))).get(c.activation, {})
+# %% ../../nbs/sae/01_coders.ipynb #8695f758
+def _states(d_in, d_out, c): # Buffers: name → shape and first value; NaN until it is measured
+    states = {}
+    if c.activation == 'batchtopk': states['threshold'] = (),torch.nan
+    if c.activation == 'matching_pursuit': states['tolerance'] = (),c.tolerance
     if c.normalise == 'expected_average': states.update(scale_in=((), torch.nan), scale_out=((), torch.nan))
     if c.normalise == 'whitening':
         for side,d in dict(_in=d_in, _out=d_out).items(): states.update({f'mean{side}': ((d,), torch.nan), f'whiten{side}': ((d, d), torch.nan)})
         states['unwhiten_out'] = (d_out, d_out),torch.nan
     return states
 
-# %% ../../nbs/sae/01_coders.ipynb #8695f758
+# %% ../../nbs/sae/01_coders.ipynb #8f96fe6e
 class SAE(nn.Module):
     "A sparse autoencoder or transcoder, or several with `members`"
     def __init__(self,
@@ -91,7 +97,7 @@ class SAE(nn.Module):
         self.d_in,self.d_out,self.config,self.members,self.transcoder = d_in,d_out or d_in,config,members,d_out is not None
         self.pre_bias,self.metadata = config.pre_bias and not self.transcoder,{}
         check(self.transcoder or not config.skip, config, 'skip', 'an SAE could copy its input past the features; give d_out for a transcoder')
-        check(config.activation != 'matching_pursuit' or not self.transcoder, config, 'activation', 'subtracts decoder directions from the input, which a transcoder cannot')
+        if self.transcoder: check(config.activation != 'matching_pursuit', config, 'activation', 'subtracts decoder directions from the input, so a transcoder cannot use it')
         lead = () if members is None else (members,)
         for n,shape in _shapes(d_in, self.d_out, config).items(): self.register_parameter(n, nn.Parameter(torch.zeros(*lead, *shape)))
         for n,(shape,value) in _states(d_in, self.d_out, config).items(): self.register_buffer(n, torch.full((*lead, *shape), value))
@@ -100,10 +106,9 @@ class SAE(nn.Module):
     def extra_repr(self): return f'd_in={self.d_in}, ' + (f'd_out={self.d_out}, ' if self.transcoder else '') + str(self.config)
 
     def _apply(self, fn, *args, **kwargs):
-        old = getattr(self, 'threshold', None)
-        old = None if old is None else old.detach()
+        exact = self.threshold.detach() if hasattr(self, 'threshold') else None
         super()._apply(fn, *args, **kwargs)
-        if old is not None and self.threshold.dtype.itemsize < 4: self.threshold.data = old.to(self.threshold.device)
+        if exact is not None and self.threshold.dtype.itemsize < 4: self.threshold.data = exact.to(self.threshold.device)
         return self
 
 # %% ../../nbs/sae/01_coders.ipynb #b1d08df7
@@ -117,6 +122,7 @@ def pre_acts(self:SAE,
     "What the activation function gets"
     return self._centred(x) @ self.W_enc.mT + (self.b_gate if self.config.activation == 'gated' else self.b_enc).unsqueeze(-2)
 
+# %% ../../nbs/sae/01_coders.ipynb #13c1c608
 @patch
 def activate(self:SAE,
              pre:torch.Tensor, # Pre-activations [..., N, F]
@@ -133,7 +139,7 @@ def activate(self:SAE,
     if self.threshold.isnan().any(): raise ValueError('this batchtopk coder has no threshold yet: call calibrate with held-out activations')
     return pre.relu()*(pre > self.threshold[..., None, None])
 
-# %% ../../nbs/sae/01_coders.ipynb #13c1c608
+# %% ../../nbs/sae/01_coders.ipynb #8eebfc76
 @patch
 def codes(self:SAE,
           x:torch.Tensor, # Rows [..., N, d_in]
@@ -145,6 +151,12 @@ def codes(self:SAE,
     pre = self.pre_acts(x)
     return pre,self.activate(pre, training, k)
 
+# %% ../../nbs/sae/01_coders.ipynb #6c3f7a37
+@patch
+def _base(self:SAE, x): # What is written when no feature is on
+    b = self.b_dec.unsqueeze(-2)
+    return b + x @ self.W_skip.mT if self.config.skip and x is not None else b
+
 @patch
 def reconstruct(self:SAE,
                 z:torch.Tensor, # Codes [..., N, F]
@@ -153,35 +165,7 @@ def reconstruct(self:SAE,
     "What the decoder computes"
     return z @ self.W_dec + self._base(x)
 
-@patch
-def _base(self:SAE, x): # What is written when no feature is on
-    b = self.b_dec.unsqueeze(-2)
-    return b + x @ self.W_skip.mT if self.config.skip and x is not None else b
-
-# %% ../../nbs/sae/01_coders.ipynb #9674d63a
-@patch
-def encode(self:SAE,
-           x:torch.Tensor # Activations [..., N, d_in]
-          )->torch.Tensor: # Codes [..., N, F]
-    "The code of every row"
-    return self.codes(self.normalise(x))[1]
-
-@patch
-def decode(self:SAE,
-           z:torch.Tensor, # Codes [..., N, F]
-           x:torch.Tensor=None # The activations that were encoded: for a skip connection, a normalisation by row, and the shape of heads
-          )->torch.Tensor: # Reconstructions [..., N, d_out]
-    "The activation that a code stands for"
-    return self.denormalise(self.reconstruct(z, self.normalise(x) if self.config.skip and x is not None else None), x)
-
-@patch
-def forward(self:SAE,
-            x:torch.Tensor # Activations [..., N, d_in]
-           )->torch.Tensor: # Reconstructions [..., N, d_out]
-    "Encode and decode"
-    return self.decode(self.encode(x), x)
-
-# %% ../../nbs/sae/01_coders.ipynb #3e2f880b
+# %% ../../nbs/sae/01_coders.ipynb #58a22749
 def _per_row(x, kind): # What is subtracted from each row, and what it is divided by
     if kind == 'constant_norm': return torch.zeros_like(x[..., :1]),x.norm(dim=-1, keepdim=True).clamp_min(1e-30)/x.shape[-1]**.5
     return x.mean(-1, keepdim=True),x.std(-1, keepdim=True)
@@ -199,7 +183,7 @@ def normalise(self:SAE,
     shift,scale = _per_row(x, kind)
     return (x - shift)/(scale + (1e-5 if kind == 'layer_norm' else 0))
 
-# %% ../../nbs/sae/01_coders.ipynb #ec40c1aa
+# %% ../../nbs/sae/01_coders.ipynb #92cc182b
 @patch
 def normalise_target(self:SAE,
                      y:torch.Tensor # What shall be reconstructed [..., N, d_out]; for an SAE its input
@@ -210,6 +194,7 @@ def normalise_target(self:SAE,
     if self.config.normalise == 'whitening': return (y - self.mean_out.unsqueeze(-2)) @ self.whiten_out
     return y
 
+# %% ../../nbs/sae/01_coders.ipynb #c359f797
 @patch
 def denormalise(self:SAE,
                 y:torch.Tensor, # Reconstructions in the coder's units [..., N, d_out]
@@ -225,14 +210,41 @@ def denormalise(self:SAE,
         y = y*scale + shift
     return y.view(x.shape) if heads else y
 
+# %% ../../nbs/sae/01_coders.ipynb #77fc81e3
+@patch
+def encode(self:SAE,
+           x:torch.Tensor # Activations [..., N, d_in]
+          )->torch.Tensor: # Codes [..., N, F]
+    "The code of every row"
+    return self.codes(self.normalise(x))[1]
+
+# %% ../../nbs/sae/01_coders.ipynb #169c3068
+@patch
+def decode(self:SAE,
+           z:torch.Tensor, # Codes [..., N, F]
+           x:torch.Tensor=None # The activations that were encoded
+          )->torch.Tensor: # Reconstructions [..., N, d_out]
+    "The activation that a code stands for"
+    return self.denormalise(self.reconstruct(z, self.normalise(x) if self.config.skip and x is not None else None), x)
+
+# %% ../../nbs/sae/01_coders.ipynb #1544fe61
+@patch
+def forward(self:SAE,
+            x:torch.Tensor # Activations [..., N, d_in]
+           )->torch.Tensor: # Reconstructions [..., N, d_out]
+    "Encode and decode"
+    return self.decode(self.encode(x), x)
+
 # %% ../../nbs/sae/01_coders.ipynb #64c8177c
 def _whitening(x): # Mean, matrix and its inverse
     x = x.double()
     mean = x.mean(-2)
-    values,vectors = torch.linalg.eigh((x - mean.unsqueeze(-2)).mT @ (x - mean.unsqueeze(-2))/x.shape[-2])
+    x = x - mean.unsqueeze(-2)
+    values,vectors = torch.linalg.eigh(x.mT @ x/x.shape[-2])
     root = (values.clamp_min(0) + 1e-3*values.mean(-1, keepdim=True)).sqrt().unsqueeze(-2)
     return mean,vectors/root,(vectors*root).mT
 
+# %% ../../nbs/sae/01_coders.ipynb #b5e88bbd
 @patch
 @torch.no_grad()
 def fit_normaliser(self:SAE,
@@ -240,63 +252,61 @@ def fit_normaliser(self:SAE,
                    y:torch.Tensor=None # A transcoder's targets [..., N, d_out]
                   ):
     "Measure what `expected_average` and `whitening` need"
-    if self.config.normalise not in ('expected_average', 'whitening'): return
+    kind = self.config.normalise
+    if kind not in ('expected_average', 'whitening'): return
     if self.transcoder and y is None: raise ValueError('a transcoder normalises what it writes too: give fit_normaliser its targets y')
+    if self.config.heads: x = x.flatten(-2)
     for side,o in dict(_in=x, _out=y if self.transcoder else x).items():
-        if self.config.heads and (side == '_in' or not self.transcoder): o = o.flatten(-2)
-        if self.config.normalise == 'expected_average': getattr(self, 'scale'+side).copy_(o.shape[-1]**.5/o.float().norm(dim=-1).mean(-1))
+        if kind == 'expected_average': getattr(self, 'scale'+side).copy_(o.shape[-1]**.5/o.float().norm(dim=-1).mean(-1))
         else:
             mean,matrix,inverse = _whitening(o)
             getattr(self, 'mean'+side).copy_(mean); getattr(self, 'whiten'+side).copy_(matrix)
-    if self.config.normalise == 'whitening': self.unwhiten_out.copy_(inverse)
+    if kind == 'whitening': self.unwhiten_out.copy_(inverse)
 
-# %% ../../nbs/sae/01_coders.ipynb #5be2470a
-def _last(scale, like): return torch.as_tensor(scale, device=like.device, dtype=like.dtype)
-
+# %% ../../nbs/sae/01_coders.ipynb #e96ba200
 @patch
 @torch.no_grad()
 def rescale(self:SAE,
-            s_in, # The coder was trained on s_in·x, a number or one per member
-            s_out=None # and gives s_out·y; as s_in if not given
+            s_in, # The coder was trained on s_in·x: a number, or one per member
+            s_out=None # and to give s_out·y; `s_in` if not given
            ):
-    "Make the coder take x and give y; directions keep their length"
-    s_in,s_out = (_last(o, self.b_dec) for o in (s_in, s_in if s_out is None else s_out))
+    "Make the coder take x and give y"
+    s_in,s_out = (torch.as_tensor(o).to(self.b_dec) for o in (s_in, s_in if s_out is None else s_out))
     for n in ('b_enc', 'b_gate', 'b_mag', 'b_dec', 'threshold', 'tolerance'):
         if (o := getattr(self, n, None)) is not None: o.div_(s_out.reshape(s_out.shape + (1,)*(o.dim() - s_out.dim())))
     for n in ('W_enc', 'W_skip'):
         if (o := getattr(self, n, None)) is not None: o.mul_((s_in/s_out)[..., None, None])
 
-# %% ../../nbs/sae/01_coders.ipynb #e07d6176
+# %% ../../nbs/sae/01_coders.ipynb #6e5a11b8
 @patch
 def _like(self:SAE, members=None, **changes): # An empty coder of this kind
     out = SAE(self.d_in, replace(self.config, **changes), members, self.d_out if self.transcoder else None).to(self.b_dec)
     out.metadata = dict(self.metadata)
     return out
 
+# %% ../../nbs/sae/01_coders.ipynb #629ced94
 @patch
-def _move(self:SAE, delta): # Add to what the encoder gives before its activation [..., F]
+def _move(self:SAE, delta): # Add to what the activation function gets [..., F]
     if self.config.activation != 'gated': self.b_enc.add_(delta); return
     self.b_gate.add_(delta); self.b_mag.add_(delta*self.r_mag.exp())
 
-# %% ../../nbs/sae/01_coders.ipynb #e96ba200
 @patch
 @torch.no_grad()
 def folded(self:SAE)->SAE: # Itself, if there is nothing to fold
-    "The same function of raw activations, without what can be put into the weights"
+    "The same function of raw activations, with what can be folded in the weights"
     kind = self.config.normalise
     if kind not in ('expected_average', 'whitening'): return self
     out = self._like(normalise='none', unit_norm=self.config.unit_norm and kind == 'expected_average')
     out.load_state_dict({n: self.state_dict()[n] for n in out.state_dict()})
-    if kind == 'expected_average': out.rescale(self.scale_in, self.scale_out)
-    else:
-        A,B,m = self.whiten_in,self.unwhiten_out,self.mean_in
-        out.W_enc.copy_(self.W_enc @ A.mT)
-        out.W_dec.copy_(self.W_dec @ B)
-        out.b_dec.copy_(self.b_dec @ B + self.mean_out)
-        if not self.pre_bias: out._move(-out.W_enc @ m)
-        if self.config.skip:
-            out.W_skip.copy_((A @ self.W_skip.mT @ B).mT)
-            out.b_dec.sub_(out.W_skip @ m)
+    if kind == 'expected_average': out.rescale(self.scale_in, self.scale_out); return out
+    A,B,m = self.whiten_in,self.unwhiten_out,self.mean_in
+    out.W_enc.copy_(self.W_enc @ A.mT)
+    out.W_dec.copy_(self.W_dec @ B)
+    out.b_dec.copy_(self.b_dec @ B + self.mean_out)
+    if not self.pre_bias: out._move(-out.W_enc @ m)
+    if self.config.skip:
+        out.W_skip.copy_((A @ self.W_skip.mT @ B).mT)
+        out.b_dec.sub_(out.W_skip @ m)
     return out
 
 # %% ../../nbs/sae/01_coders.ipynb #8c5bc1b2
@@ -313,15 +323,28 @@ def calibrate(self:SAE,
     pieces = rows.split(max(1, 2**24//self.W_enc[..., 0].numel()), -2)
     self.threshold.copy_(cut((self.pre_acts(o) for o in pieces), self.config.k, rows.shape[-2], stacked))
 
-# %% ../../nbs/sae/01_coders.ipynb #988a1b26
+# %% ../../nbs/sae/01_coders.ipynb #566be443
+@patch
+@torch.no_grad()
+def thresholded(self:SAE,
+                x:torch.Tensor # Held-out activations [N, d_in]
+               )->SAE: # A batchtopk coder
+    "The same weights with one threshold in place of the k largest of every row"
+    check(self.config.activation == 'topk', self.config, 'activation', 'only topk has no threshold and could have one')
+    out = self._like(self.members, activation='batchtopk')
+    out.load_state_dict(self.state_dict(), strict=False)
+    out.calibrate(x)
+    return out
+
+# %% ../../nbs/sae/01_coders.ipynb #ecbd3f81
 @patch
 @torch.no_grad()
 def constrain(self:SAE):
-    "After an optimiser's step: directions of length 1, thresholds not below 0"
+    "Directions of length 1, if the configuration says so, and thresholds not below 0"
     if self.config.unit_norm: self.W_dec.copy_(F.normalize(self.W_dec, dim=-1))
     if self.config.activation == 'jumprelu': self.threshold.clamp_(min=0)
 
-# %% ../../nbs/sae/01_coders.ipynb #566be443
+# %% ../../nbs/sae/01_coders.ipynb #cbd44fef
 def doubling(width:int, # All features F
              levels:int # Number of levels
             )->tuple: # E.g. `(64, 128, 256)`
@@ -329,28 +352,29 @@ def doubling(width:int, # All features F
     if width % 2**(levels-1): raise ValueError(f'width={width} cannot be halved {levels-1} times: choose a multiple of {2**(levels-1)}')
     return tuple(width//2**i for i in reversed(range(levels)))
 
+# %% ../../nbs/sae/01_coders.ipynb #c6da3838
 def sample_prefixes(width:int, # All features F
                     levels:int, # Number of levels
                     generator:torch.Generator, # Where chance comes from
-                    power:float=.5 # The share of prefixes shorter than a share q of the width is q to this power
-                   )->tuple: # Ascending, the last all features; fewer than `levels` if some coincide
+                    power:float=.5 # The larger, the longer the prefixes; 1 is uniform
+                   )->tuple: # Ascending, the last all features; fewer than `levels` where some coincide
     "Prefixes drawn anew for a batch"
     ends = width*torch.rand(levels - 1, generator=generator, dtype=torch.float64)**(1/power)
     return tuple(sorted({*(ends.long() + 1).tolist(), width}))
 
-# %% ../../nbs/sae/01_coders.ipynb #bbcc9c3f
+# %% ../../nbs/sae/01_coders.ipynb #5c1d1534
 @patch
 def levels(self:SAE,
            z:torch.Tensor, # Codes [..., N, F]
            x:torch.Tensor=None, # Rows [..., N, d_in], for the skip connection
-           ends:tuple=None # Features of each level; the configuration's prefixes if not given
+           ends:tuple=None # Features of each level; the configuration's if not given
           )->torch.Tensor: # [G, ..., N, d_out]
     "What the decoder computes from the first features only, level by level"
     ends = ends or self.config.ends
     parts = [z[..., a:b] @ self.W_dec[..., a:b, :] for a,b in zip((0, *ends), ends)]
     return torch.stack(parts).cumsum(0) + self._base(x)
 
-# %% ../../nbs/sae/01_coders.ipynb #ecbd3f81
+# %% ../../nbs/sae/01_coders.ipynb #333d445e
 @patch
 @torch.no_grad()
 def prefix(self:SAE,
@@ -359,11 +383,12 @@ def prefix(self:SAE,
     "The first m features as a coder of their own"
     c = self.config
     if not 1 <= m <= c.width: raise ValueError(f'prefix({m}): this coder has {c.width} features; choose between 1 and {c.width}')
-    few = c.activation in ('topk', 'batchtopk') and c.k >= m
-    out = self._like(self.members, width=m, prefixes=tuple(o for o in c.ends if o < m) + (m,) if c.prefixes else (), **(dict(activation='relu') if few else {}))
+    out = self._like(self.members, width=m, k=min(c.k, m), prefixes=tuple(o for o in c.prefixes if o < m) + (m,)*bool(c.prefixes))
+    whole = self.state_dict()
     for n,o in out.state_dict().items():
-        axis = {'W_enc': -2, 'W_dec': -2}.get(n, -1) if n in _shapes(1, 1, c) and n not in ('b_dec', 'W_skip') else None
-        o.copy_(self.state_dict()[n] if axis is None else self.state_dict()[n].narrow(axis, 0, m))
+        if n in ('W_enc', 'W_dec'): o.copy_(whole[n][..., :m, :])
+        elif n in _shapes(1, 1, c) and n not in ('b_dec', 'W_skip'): o.copy_(whole[n][..., :m])
+        else: o.copy_(whole[n])
     return out
 
 # %% ../../nbs/sae/01_coders.ipynb #92544cac
@@ -377,28 +402,32 @@ def geometric_median(x:torch.Tensor, # Rows [..., N, d]
         m = (w*x).sum(-2) / w.sum(-2)
     return m
 
-# %% ../../nbs/sae/01_coders.ipynb #d2593bb4
+# %% ../../nbs/sae/01_coders.ipynb #bb5e2f9e
+@patch
+def _directions(self:SAE, like, seeds, *what): # Random unit rows, by seed
+    return F.normalize(torch.stack([torch.randn(like.shape[-2:], generator=generator(s, *what)) for s in seeds]).view_as(like), dim=-1).to(like)
+
 @patch
 @torch.no_grad()
 def init_from_data(self:SAE,
                    x:torch.Tensor, # Rows in the coder's units [..., N, d_in]
                    seeds, # One seed, or one per member
                    y:torch.Tensor=None, # A transcoder's targets in the coder's units [..., N, d_out]
-                   center:str='median' # Where the bias begins: at the geometric `median` of the targets or at their `mean`
+                   center:str='median' # Where the bias begins: at the `median` of the targets or at their `mean`
                   ):
-    "Start at the data: bias at their centre, unit directions, an encoder of the right scale"
+    "Start at the data: bias at the centre, unit directions, an encoder of the right scale"
     if self.transcoder and y is None: raise ValueError('a transcoder begins at its targets too: give init_from_data y')
-    seeds,y = seeds if isinstance(seeds, (list, tuple)) else [seeds],x if y is None else y
-    def directions(like, *what): return F.normalize(torch.stack([torch.randn(like.shape[-2:], generator=generator(s, *what)) for s in seeds]).view_as(like), dim=-1)
+    seeds = seeds if isinstance(seeds, (list, tuple)) else [seeds]
     middle = lambda o: geometric_median(o[..., :8192, :]) if center == 'median' else o.mean(-2)
-    self.W_dec.copy_(directions(self.W_dec, 'sae init'))
-    self.b_dec.copy_(middle(y))
-    if self.config.activation == 'matching_pursuit': return
-    self.W_enc.copy_(directions(self.W_enc, 'encoder init') if self.transcoder else self.W_dec)
     for n in ('b_enc', 'b_gate', 'b_mag', 'r_mag', 'W_skip'):
         if hasattr(self, n): getattr(self, n).zero_()
+    self.W_dec.copy_(self._directions(self.W_dec, seeds, 'sae init'))
+    self.b_dec.copy_(middle(y if self.transcoder else x))
+    if self.config.activation == 'matching_pursuit': return
     c = middle(x) if self.transcoder else self.b_dec
-    x,y = x[..., :2048, :] - c.unsqueeze(-2),y[..., :2048, :] - self.b_dec.unsqueeze(-2)
+    x,y = x[..., :2048, :] - c.unsqueeze(-2),(y if self.transcoder else x)[..., :2048, :] - self.b_dec.unsqueeze(-2)
+    self.W_enc.copy_(self._directions(self.W_enc, seeds, 'encoder init') if self.transcoder else self.W_dec)
+    if self.transcoder: self.W_dec.copy_(F.normalize(F.normalize(self.W_enc @ x.mT @ y, dim=-1) + .1*self.W_dec, dim=-1))
     guess = self.activate(x @ self.W_enc.mT, training=True) @ self.W_dec
     self.W_enc.mul_(((guess*y).sum((-2, -1)) / guess.square().sum((-2, -1)).clamp_min(1e-12)).clamp_min(.05)[..., None, None])
     if not self.pre_bias: self._move(-(self.W_enc @ c.unsqueeze(-1)).squeeze(-1))
@@ -418,19 +447,20 @@ def init_plain(self:SAE,
         draws = torch.stack([torch.rand(shape, generator=generator(s, 'plain', name)) for s in seeds])
         p.copy_((draws*2 - 1).view_as(p) / fan_in**.5)
 
-# %% ../../nbs/sae/01_coders.ipynb #192d3a3d
+# %% ../../nbs/sae/01_coders.ipynb #489d5686
 @patch
-def split(self:SAE)->list: # SAEs without a leading dimension
+def split(self:SAE)->list: # Coders without a leading dimension
     "The members, one by one"
     out = [self._like() for _ in self.b_dec]
     for i,o in enumerate(out): o.load_state_dict({n: p[i].detach().clone() for n,p in self.state_dict().items()})
     return out
 
+# %% ../../nbs/sae/01_coders.ipynb #78cafdd1
 @patch(cls_method=True)
 def join(cls:SAE,
-         saes:list # SAEs of one configuration
+         saes:list # Coders of one configuration
         )->SAE: # With a leading dimension
-    "One SAE that holds all of `saes` as its members"
+    "One stack that holds all of `saes` as its members"
     out = saes[0]._like(len(saes))
     out.load_state_dict({n: torch.stack([o.state_dict()[n] for o in saes]) for n in out.state_dict()})
     return out
@@ -442,41 +472,44 @@ def architecture(sae:SAE)->str: # SAELens' name
     if not sae.transcoder: return kind or 'standard'
     return '_'.join(filter(None, (kind, 'skip'*sae.config.skip, 'transcoder')))
 
-# %% ../../nbs/sae/01_coders.ipynb #4dcd02cb
+# %% ../../nbs/sae/01_coders.ipynb #d260d047
+def _cfg(sae): # SAELens' configuration
+    c = sae.config
+    cfg = dict(architecture=architecture(sae), d_in=sae.d_in, d_sae=c.width, dtype='float32', device='cpu', apply_b_dec_to_input=sae.pre_bias,
+               normalize_activations=dict(constant_norm='constant_norm_rescale').get(c.normalise, c.normalise), reshape_activations='hook_z' if c.heads else 'none')
+    if sae.transcoder: cfg.update(d_out=sae.d_out)
+    if c.activation in ('topk', 'abstopk'): cfg.update(k=c.k, rescale_acts_by_decoder_norm=False)
+    if c.activation == 'matching_pursuit': cfg.update(residual_threshold=sae.tolerance.item(), max_iterations=c.k, stop_on_duplicate_support=True)
+    return cfg
+
+# %% ../../nbs/sae/01_coders.ipynb #57b163ad
 def save_sae(path, # A folder
              sae:SAE, # A single coder
              frequency:torch.Tensor=None, # Share of rows on which each feature fires [F]
-             **metadata # Facts to keep: site, sample counts, scores
+             **metadata # Facts to keep: site, target, model_name, sample counts, scores
             ):
     "Write a coder in SAELens' inference form"
     if sae.members is not None: raise ValueError(f'this is a stack of {sae.members} coders: save the members that split() gives')
     sae = sae.folded()
-    c,tensors = sae.config,{**dict(sae.named_parameters()), **dict(sae.named_buffers())}
-    bad = [n for n,o in tensors.items() if not o.isfinite().all()]
-    if bad: raise ValueError(f'{bad[0]} holds numbers that are not finite' + (': call calibrate first' if bad == ['threshold'] and c.activation == 'batchtopk' else ''))
-    cfg = dict(architecture=architecture(sae), d_in=sae.d_in, d_sae=c.width, **(dict(d_out=sae.d_out) if sae.transcoder else {}), dtype='float32', device='cpu',
-               apply_b_dec_to_input=sae.pre_bias, normalize_activations=dict(constant_norm='constant_norm_rescale').get(c.normalise, c.normalise),
-               reshape_activations='hook_z' if c.heads else 'none')
-    if c.activation in ('topk', 'abstopk'): cfg.update(k=c.k, rescale_acts_by_decoder_norm=False)
-    if c.activation == 'matching_pursuit': cfg.update(residual_threshold=sae.tolerance.item(), max_iterations=c.k, stop_on_duplicate_support=True)
-    if c.activation == 'batchtopk': tensors['threshold'] = tensors['threshold'].expand(c.width)
-    tensors.pop('tolerance', None)
+    tensors = {n: o.detach().float() for n,o in sae.state_dict().items() if n != 'tolerance'}
+    for n,o in tensors.items():
+        if not o.isfinite().all(): raise ValueError(f"'{n}' holds numbers that are not finite" + ': call calibrate first'*(n == 'threshold'))
     if 'W_enc' in tensors: tensors['W_enc'] = tensors['W_enc'].mT
-    write_tensors(Path(path)/'sae_weights.safetensors', {n: o.float() for n,o in tensors.items()})
-    if frequency is not None: write_tensors(Path(path)/'sparsity.safetensors', dict(sparsity=(frequency.float() + 1e-10).log10()))
+    if sae.config.activation == 'batchtopk': tensors['threshold'] = tensors['threshold'].expand(sae.config.width)
     facts = {**sae.metadata, **metadata}
-    for key,site in dict(hook_name='site', hook_name_out='target').items():
-        if site in facts: facts[key] = hook_name(facts[site])
-    write_json(Path(path)/'cfg.json', dict(**cfg, metadata={**facts, 'sae_lens_version': '6.54.12', 'sae_ception': c}))
+    facts.update({key: hook_name(facts[o]) for key,o in dict(hook_name='site', hook_name_out='target').items() if facts.get(o)})
+    write_tensors(Path(path)/'sae_weights.safetensors', tensors)
+    if frequency is not None: write_tensors(Path(path)/'sparsity.safetensors', dict(sparsity=(frequency.float() + 1e-10).log10()))
+    write_json(Path(path)/'cfg.json', dict(**_cfg(sae), metadata={**facts, 'sae_lens_version': '6.54.12', 'sae_ception': sae.config}))
 
-# %% ../../nbs/sae/01_coders.ipynb #d260d047
-def load_sae(path, # A folder, or a file, of ours or of another library
+# %% ../../nbs/sae/01_coders.ipynb #803d25a7
+def load_sae(path, # A folder or a file, ours or of another library
              scale:float=None # For a SAELens coder whose files ask for an input scale and do not have it
             )->SAE:
     "Read a coder"
     form = read_form(path, scale)
     more = set(form.config) - {o.name for o in fields(SAEConfig)}
-    if more: raise ValueError(f"{form.path}: its configuration has the field '{sorted(more)[0]}', which this version does not know")
+    if more: raise ValueError(f"{form.path.parent/'cfg.json'}: its configuration has the field '{sorted(more)[0]}', which this version does not know")
     lengths = form.tensors['W_dec'].norm(dim=1)
     sae = SAE(form.d_in, SAEConfig(**{'unit_norm': bool((lengths - 1).abs().max() < 1e-3), **form.config}), d_out=form.d_out)
     sae.load_state_dict(form.tensors)

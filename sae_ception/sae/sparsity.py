@@ -50,7 +50,7 @@ class _Jump(torch.autograd.Function):
         ctx.save_for_backward(pre, threshold)
         ctx.how = bandwidth,input_grad,indicator
         on = pre > threshold
-        return on.to(pre.dtype) if indicator else pre*on
+        return on.to(pre.dtype) if indicator else torch.where(on, pre, 0)
 
     @staticmethod
     def backward(ctx, grad):
@@ -70,6 +70,7 @@ def jumprelu(pre:torch.Tensor, # Pre-activations [..., N, F]
     "What exceeds the threshold"
     return _Jump.apply(pre, threshold, bandwidth, input_grad, False)
 
+# %% ../../nbs/sae/00_sparsity.ipynb #cc50e06d
 def step(pre:torch.Tensor, # Pre-activations [..., N, F]
          threshold:torch.Tensor, # θ, broadcasts against `pre`
          bandwidth:float, # ε
