@@ -291,6 +291,7 @@ def _held_out(self:Group, x, y, l1): # Loss and its reconstruction term, FVU of 
     n = x.shape[-2]
     return loss/n,error/n/y.var(-2, correction=0).sum(-1),fired/n
 
+# %% ../../nbs/sae/02_engine.ipynb #6a19e449
 @patch
 @torch.no_grad()
 def evaluate(self:Group,
