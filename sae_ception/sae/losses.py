@@ -154,6 +154,7 @@ def _codes(sae, x, lengths, training, k): # Pre-activations, codes as judged and
     z = sae.activate(pre, training, k)
     return pre,z,z/lengths.unsqueeze(-2)
 
+# %% ../../nbs/sae/02_losses.ipynb #6949d4ed
 def objective(sae:SAE, # One coder or a stack
               x:torch.Tensor, # Rows in the coder's units [..., B, d_in]
               y:torch.Tensor, # What is to be reconstructed, in the coder's units [..., B, d_out]
