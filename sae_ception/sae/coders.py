@@ -73,6 +73,7 @@ def _shapes(d_in, d_out, c): # Parameters: name → shape
     if c.skip: shapes['W_skip'] = (d_out, d_in)
     return shapes
 
+# %% ../../nbs/sae/01_coders.ipynb #8695f758
 def _states(d_in, d_out, c): # Buffers: name → shape and first value; NaN until it is measured
     states = {}
     if c.activation == 'batchtopk': states['threshold'] = (),torch.nan
@@ -83,7 +84,7 @@ def _states(d_in, d_out, c): # Buffers: name → shape and first value; NaN unti
         states['unwhiten_out'] = (d_out, d_out),torch.nan
     return states
 
-# %% ../../nbs/sae/01_coders.ipynb #8695f758
+# %% ../../nbs/sae/01_coders.ipynb #8f96fe6e
 class SAE(nn.Module):
     "A sparse autoencoder or transcoder, or several with `members`"
     def __init__(self,
@@ -96,7 +97,7 @@ class SAE(nn.Module):
         self.d_in,self.d_out,self.config,self.members,self.transcoder = d_in,d_out or d_in,config,members,d_out is not None
         self.pre_bias,self.metadata = config.pre_bias and not self.transcoder,{}
         check(self.transcoder or not config.skip, config, 'skip', 'an SAE could copy its input past the features; give d_out for a transcoder')
-        check(config.activation != 'matching_pursuit' or not self.transcoder, config, 'activation', 'subtracts decoder directions from the input, so a transcoder cannot use it')
+        if self.transcoder: check(config.activation != 'matching_pursuit', config, 'activation', 'subtracts decoder directions from the input, so a transcoder cannot use it')
         lead = () if members is None else (members,)
         for n,shape in _shapes(d_in, self.d_out, config).items(): self.register_parameter(n, nn.Parameter(torch.zeros(*lead, *shape)))
         for n,(shape,value) in _states(d_in, self.d_out, config).items(): self.register_buffer(n, torch.full((*lead, *shape), value))
@@ -138,6 +139,7 @@ def activate(self:SAE,
     if self.threshold.isnan().any(): raise ValueError('this batchtopk coder has no threshold yet: call calibrate with held-out activations')
     return pre.relu()*(pre > self.threshold[..., None, None])
 
+# %% ../../nbs/sae/01_coders.ipynb #8eebfc76
 @patch
 def codes(self:SAE,
           x:torch.Tensor, # Rows [..., N, d_in]
@@ -181,6 +183,7 @@ def normalise(self:SAE,
     shift,scale = _per_row(x, kind)
     return (x - shift)/(scale + (1e-5 if kind == 'layer_norm' else 0))
 
+# %% ../../nbs/sae/01_coders.ipynb #92cc182b
 @patch
 def normalise_target(self:SAE,
                      y:torch.Tensor # What shall be reconstructed [..., N, d_out]; for an SAE its input
@@ -215,6 +218,7 @@ def encode(self:SAE,
     "The code of every row"
     return self.codes(self.normalise(x))[1]
 
+# %% ../../nbs/sae/01_coders.ipynb #169c3068
 @patch
 def decode(self:SAE,
            z:torch.Tensor, # Codes [..., N, F]
@@ -223,6 +227,7 @@ def decode(self:SAE,
     "The activation that a code stands for"
     return self.denormalise(self.reconstruct(z, self.normalise(x) if self.config.skip and x is not None else None), x)
 
+# %% ../../nbs/sae/01_coders.ipynb #1544fe61
 @patch
 def forward(self:SAE,
             x:torch.Tensor # Activations [..., N, d_in]
@@ -239,6 +244,7 @@ def _whitening(x): # Mean, matrix and its inverse
     root = (values.clamp_min(0) + 1e-3*values.mean(-1, keepdim=True)).sqrt().unsqueeze(-2)
     return mean,vectors/root,(vectors*root).mT
 
+# %% ../../nbs/sae/01_coders.ipynb #b5e88bbd
 @patch
 @torch.no_grad()
 def fit_normaliser(self:SAE,
@@ -278,6 +284,7 @@ def _like(self:SAE, members=None, **changes): # An empty coder of this kind
     out.metadata = dict(self.metadata)
     return out
 
+# %% ../../nbs/sae/01_coders.ipynb #629ced94
 @patch
 def _move(self:SAE, delta): # Add to what the activation function gets [..., F]
     if self.config.activation != 'gated': self.b_enc.add_(delta); return
@@ -448,6 +455,7 @@ def split(self:SAE)->list: # Coders without a leading dimension
     for i,o in enumerate(out): o.load_state_dict({n: p[i].detach().clone() for n,p in self.state_dict().items()})
     return out
 
+# %% ../../nbs/sae/01_coders.ipynb #78cafdd1
 @patch(cls_method=True)
 def join(cls:SAE,
          saes:list # Coders of one configuration

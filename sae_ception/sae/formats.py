@@ -6,9 +6,10 @@
 __all__ = ['Form', 'File', 'unit_decoder', 'move_bias', 'hook_name', 'read_form']
 
 # %% ../../nbs/sae/00_formats.ipynb #1ea7d855
-import json,pickle,re
+import pickle,re
 from dataclasses import dataclass,field
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ import yaml
 from safetensors import SafetensorError
 
 from ..core import read_json,read_tensors
+from ..sites import ALIASES
 
 # %% ../../nbs/sae/00_formats.ipynb #b99cf385
 @dataclass
@@ -36,13 +38,14 @@ def _load(path):
     state = torch.load(path, map_location='cpu', weights_only=True)
     return {k: v for k,v in state.items() if isinstance(v, torch.Tensor)}
 
+# %% ../../nbs/sae/00_formats.ipynb #94cc38d2
 class File:
     "The tensors of one file, each looked at before it is given out"
     def __init__(self, path):
         self.path = Path(path)
         if not self.path.is_file(): raise ValueError(f'{self.path} is missing')
         try: self.tensors = _load(self.path)
-        except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, ValueError, OSError, KeyError, AttributeError) as e:
+        except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, ValueError, OSError, BadZipFile) as e:
             raise ValueError(f'{self.path} cannot be read: it is cut short, or not what its name says ({str(e).splitlines()[0]})') from None
 
     def __contains__(self, key): return key in self.tensors
@@ -65,6 +68,7 @@ def _json(path):
     get.path,get.all = path,cfg
     return get
 
+# %% ../../nbs/sae/00_formats.ipynb #f29ea0e1
 def _choose(get, key, choices, *default):
     value = get(key, *default)
     if value not in choices: raise ValueError(f"{get.path}: '{key}' is {value!r}; what can be read is {', '.join(map(repr, choices))}")
@@ -83,6 +87,7 @@ def unit_decoder(t:dict, # Tensors of a coder
     else: out['W_enc'] = t['W_enc']*n[:, None]
     return out
 
+# %% ../../nbs/sae/00_formats.ipynb #01b7eb33
 def move_bias(t:dict, # Tensors of a coder
               sign:int # 1: from a coder without pre-bias to one that has it; -1: back
              )->dict:
@@ -92,8 +97,7 @@ def move_bias(t:dict, # Tensors of a coder
     return {**t, 'b_gate': t['b_gate'] + shift, 'b_mag': t['b_mag'] + shift*t['r_mag'].exp()}
 
 # %% ../../nbs/sae/00_formats.ipynb #a89e64e0
-_hooks = dict(resid_pre='hook_resid_pre', resid_mid='hook_resid_mid', resid_post='hook_resid_post', attn_out='hook_attn_out', mlp_out='hook_mlp_out',
-              mlp_in='mlp.hook_in', ln2_normalized='ln2.hook_normalized', z='attn.hook_z')
+_hooks = {ours: theirs for theirs,ours in ALIASES.items()}
 
 def hook_name(site:str # E.g. `layers.8.mlp_out`
              )->str: # The site itself, if it has no such name
@@ -102,12 +106,13 @@ def hook_name(site:str # E.g. `layers.8.mlp_out`
     return f'blocks.{m[1]}.{_hooks[m[2]]}' if m and m[2] in _hooks else site
 
 # %% ../../nbs/sae/00_formats.ipynb #9d87f903
-_architectures = {'standard': 'relu', 'topk': 'topk', 'abstopk': 'abstopk', 'batchtopk': 'batchtopk', 'matryoshka_batchtopk': 'batchtopk', 'jumprelu': 'jumprelu', 'gated': 'gated',
-                  'matching_pursuit': 'matching_pursuit', 'transcoder': 'relu', 'skip_transcoder': 'relu',
+_same = 'topk','abstopk','batchtopk','jumprelu','gated','matching_pursuit'
+_architectures = {'standard': 'relu', **{o: o for o in _same}, 'matryoshka_batchtopk': 'batchtopk', 'transcoder': 'relu', 'skip_transcoder': 'relu',
                   **{f'{kind}_{o}transcoder': kind for kind in ('topk', 'abstopk', 'jumprelu', 'gated') for o in ('', 'skip_')}}
-_normalise = {'none': 'none', None: 'none', False: 'none', True: 'expected_average', 'expected_average_only_in': 'expected_average', 'constant_norm_rescale': 'constant_norm',
-              'layer_norm': 'layer_norm', 'covariance_whitening': 'whitening'}
+_normalise = {'none': 'none', None: 'none', False: 'none', True: 'expected_average', 'expected_average_only_in': 'expected_average',
+              'constant_norm_rescale': 'constant_norm', 'layer_norm': 'layer_norm', 'covariance_whitening': 'whitening'}
 
+# %% ../../nbs/sae/00_formats.ipynb #705a27e2
 def _legacy(get): # A configuration from before version 6 → its present form
     cfg = dict(get.all)
     if {'sae_lens_version', 'sae_ception'} & set(cfg.get('metadata', {})): return get
@@ -124,34 +129,40 @@ def _legacy(get): # A configuration from before version 6 → its present form
     again.path,again.all = get.path,cfg
     return again
 
-# %% ../../nbs/sae/00_formats.ipynb #705a27e2
+# %% ../../nbs/sae/00_formats.ipynb #2f037d10
 def _pursuit(get, c, t, d): # matching_pursuit's own rules
-    if not get('stop_on_duplicate_support', True): raise ValueError(f"{get.path}: 'stop_on_duplicate_support' is false, and pursuit that chooses a direction twice cannot be run here")
+    if not get('stop_on_duplicate_support', True):
+        raise ValueError(f"{get.path}: 'stop_on_duplicate_support' is false, and pursuit that chooses a direction twice cannot be run here")
     if not c['pre_bias']: t['b_dec'] = torch.zeros_like(t['b_dec'])
     tolerance = max(0., get('residual_threshold'))
     c.update(k=get('max_iterations', None) or d, tolerance=tolerance, pre_bias=True)
     t['tolerance'] = torch.tensor(tolerance)
 
+# %% ../../nbs/sae/00_formats.ipynb #3c8541db
 def _normaliser(get, c, t, transcoder, scale): # What an input scale that is not folded yet needs
     kind,folder = c['normalise'],get.path.parent
-    if kind in ('expected_average', 'whitening') and transcoder: raise ValueError(f"{get.path}: 'normalize_activations' is {kind!r}, which says nothing about what a transcoder writes")
+    if kind in ('expected_average', 'whitening') and transcoder:
+        raise ValueError(f"{get.path}: 'normalize_activations' is {kind!r}, which says nothing about what a transcoder writes")
     if kind == 'whitening':
         f,d = File(folder/'activation_whitening.safetensors'),len(t['b_dec'])
         t.update(mean_in=f('mean', d), whiten_in=f('matrix', d, d), mean_out=f('mean', d), whiten_out=f('matrix', d, d), unwhiten_out=f('inverse_matrix', d, d))
     if kind == 'expected_average':
         if scale is None and (folder/'activation_scaler.json').is_file(): scale = _json(folder/'activation_scaler.json')('scaling_factor')
-        if scale is None: raise ValueError(f"{get.path}: 'normalize_activations' asks for a scale that is not in the folder: give scale, 1 if it is folded into the weights already")
+        if scale is None:
+            raise ValueError(f"{get.path}: 'normalize_activations' asks for a scale that is not in the folder: give scale, 1 if it is in the weights already")
         t.update(scale_in=torch.tensor(float(scale)), scale_out=torch.tensor(float(scale)))
 
-# %% ../../nbs/sae/00_formats.ipynb #2f037d10
+# %% ../../nbs/sae/00_formats.ipynb #52d85998
 def _saelens(path, scale):
     get = _legacy(_json(path/'cfg.json'))
-    f,name = File(path/'sae_weights.safetensors'),get('architecture')
+    name = get('architecture')
+    if name == 'temporal': raise ValueError(f"{get.path}: a temporal SAE needs whole sequences and is read by interop.load_temporal")
+    f = File(path/'sae_weights.safetensors')
     kind,transcoder,d,F = _choose(get, 'architecture', _architectures),'transcoder' in name,get('d_in'),get('d_sae')
     o = get('d_out') if transcoder else d
     c = dict(width=F, activation=kind, pre_bias=bool(get('apply_b_dec_to_input', True)) and not transcoder, skip='skip' in name,
              normalise=_choose(get, 'normalize_activations', _normalise, 'none'), heads=_choose(get, 'reshape_activations', dict(none=False, hook_z=True), 'none'))
-    shapes = dict(W_enc=(d, F), b_enc=(F,), W_dec=(F, o), b_dec=(o,), b_gate=(F,), r_mag=(F,), b_mag=(F,), threshold=(F,), log_threshold=(F,), topk_threshold=(), W_skip=(o, d))
+    shapes = dict(W_enc=(d, F), W_dec=(F, o), b_dec=(o,), W_skip=(o, d), topk_threshold=(), **{n: (F,) for n in 'b_enc b_gate r_mag b_mag threshold log_threshold'.split()})
     names = {'matching_pursuit': 'W_dec b_dec', 'gated': 'W_enc W_dec b_dec b_gate r_mag b_mag'}.get(kind, 'W_enc b_enc W_dec b_dec').split()
     names += {'jumprelu': ['log_threshold' if 'log_threshold' in f else 'threshold'], 'batchtopk': ['topk_threshold']}.get(kind, []) + ['W_skip']*c['skip']
     t = {n: f(n, *shapes[n]) for n in names}
@@ -194,7 +205,8 @@ def _sparsify(path):
 _linear = 'encoder.weight encoder.bias decoder.weight'
 _dictionaries = {'AutoEncoder': ('relu', f'{_linear} bias'), 'AutoEncoderNew': ('relu', f'{_linear} decoder.bias'), 'AutoEncoderTopK': ('topk', f'{_linear} b_dec'),
                  'BatchTopKSAE': ('batchtopk', f'{_linear} b_dec'), 'MatryoshkaBatchTopKSAE': ('batchtopk', 'W_enc b_enc W_dec b_dec'),
-                 'JumpReluAutoEncoder': ('jumprelu', 'W_enc b_enc W_dec b_dec'), 'GatedAutoEncoder': ('gated', 'encoder.weight gate_bias decoder.weight decoder_bias')}
+                 'JumpReluAutoEncoder': ('jumprelu', 'W_enc b_enc W_dec b_dec'),
+                 'GatedAutoEncoder': ('gated', 'encoder.weight gate_bias decoder.weight decoder_bias')}
 
 def _dictionary_learning(path):
     get,f = _json(path/'config.json'),File(path/'ae.pt')
@@ -256,7 +268,8 @@ def _matryoshka(path):
     t = dict(W_enc=f('W_enc', d, F).mT, b_enc=f('b_enc', F), W_dec=f('W_dec', F, o), b_dec=f('b_dec', o), threshold=f('threshold'))
     normed = bool(get('input_unit_norm', False))
     c = dict(width=F, activation='batchtopk', k=get('top_k'), prefixes=ends, pre_bias=False, normalise='layer_norm' if normed else 'none')
-    facts = dict(model_name=get('model_name', path.parent.parent.name), hook_name=get('source_hook_point', None), hook_name_out=get('target_hook_point', None), layer=path.parent.name, steps=path.name)
+    facts = dict(model_name=get('model_name', path.parent.parent.name), layer=path.parent.name, steps=path.name)
+    facts.update({o: get(k) for k,o in dict(source_hook_point='hook_name', target_hook_point='hook_name_out').items() if k in get.all})
     return Form(d, None if normed else o, c, t, facts, file)
 
 # %% ../../nbs/sae/00_formats.ipynb #927ab782
@@ -273,5 +286,5 @@ def read_form(path, # A folder or a file
         if has(name) or path.name == name: return _gemma_scope(path/name if path.is_dir() else path)
     if (path/'checkpoints').is_dir() or path.suffix == '.pt' and path.parent.name == 'checkpoints': return _matryoshka(path)
     if re.fullmatch(r'layer_\d+\.safetensors', path.name): return _circuit_tracer(path)
-    raise ValueError(f'{path} is no coder that can be read: there is no cfg.json (SAELens, sparsify), ae.pt (dictionary_learning), params.npz or params.safetensors (Gemma Scope), '
-                     'checkpoints folder (matryoshka_transcoder), and it is not a layer_N.safetensors (circuit-tracer)')
+    raise ValueError(f'{path} is no coder that can be read: there is no cfg.json (SAELens, sparsify), ae.pt (dictionary_learning), params.npz or '
+                     'params.safetensors (Gemma Scope), checkpoints folder (matryoshka_transcoder), and it is not a layer_N.safetensors (circuit-tracer)')

@@ -113,6 +113,7 @@ class LossConfig:
         check(not self.compat or self.loss == 'fvu', self, 'loss', f'compat={self.compat!r} brings a scale of its own; leave it at fvu')
         check(self.penalty in ('step', 'tanh', 'quadratic'), self, 'penalty', 'choose step, tanh or quadratic')
         check(self.penalty != 'quadratic' or self.l0 > 0, self, 'l0', 'the quadratic penalty needs the number of features that you want on')
+        check(not (self.sampled and self.level_weights), self, 'level_weights', 'belong to fixed levels; leave them empty with sampled ones')
         check(not self.level_weights or min(self.level_weights) >= 0 < sum(self.level_weights), self, 'level_weights', 'must not be negative, nor all be 0')
 
 # %% ../../nbs/sae/02_losses.ipynb #6f0e10d2

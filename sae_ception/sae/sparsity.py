@@ -70,6 +70,7 @@ def jumprelu(pre:torch.Tensor, # Pre-activations [..., N, F]
     "What exceeds the threshold"
     return _Jump.apply(pre, threshold, bandwidth, input_grad, False)
 
+# %% ../../nbs/sae/00_sparsity.ipynb #cc50e06d
 def step(pre:torch.Tensor, # Pre-activations [..., N, F]
          threshold:torch.Tensor, # θ, broadcasts against `pre`
          bandwidth:float, # ε
