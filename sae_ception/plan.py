@@ -6,7 +6,7 @@
 __all__ = ['published', 'JOBS', 'GiB', 'model_config', 'meta_model', 'Books', 'Kernels', 'traced_step', 'shorter', 'PlanConfig',
            'sae_memory', 'memory_here', 'estimate', 'needed', 'room', 'changes', 'plot_memory']
 
-# %% ../nbs/cycle/04_plan.ipynb #a4c9be3a
+# %% ../nbs/cycle/04_plan.ipynb #5171d0d8
 import copy,difflib,logging,os,weakref
 from contextlib import contextmanager,nullcontext
 from dataclasses import dataclass,replace
@@ -31,7 +31,7 @@ from .sae.kernels import sparse_pays
 from .sites import Capture,find_blocks,site_width
 from .training import PARTS,trainable
 
-# %% ../nbs/cycle/04_plan.ipynb #ab4907b0
+# %% ../nbs/cycle/04_plan.ipynb #441289b7
 def _gpt2(d, layers, heads): return dict(model_type='gpt2', n_embd=d, n_layer=layers, n_head=heads)
 def _neox(d, layers, heads, vocab=50304): return dict(model_type='gpt_neox', hidden_size=d, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=4*d, vocab_size=vocab)
 def _llama(d, layers, heads, groups, wide, vocab, kind='llama', **more):
@@ -41,7 +41,7 @@ def _bert(d, layers, heads, **more): return dict(hidden_size=d, num_hidden_layer
 def _vit(d, layers, heads, patch): return _bert(d, layers, heads, model_type='vit', patch_size=patch, num_labels=1000)
 def _next(d, deep, size=224): return dict(model_type='convnextv2', hidden_sizes=[d, 2*d, 4*d, 8*d], depths=[3, 3, deep, 3], image_size=size, num_labels=1000)
 
-# %% ../nbs/cycle/04_plan.ipynb #4db48227
+# %% ../nbs/cycle/04_plan.ipynb #00b0a2d9
 _tied = dict(tie_word_embeddings=True)
 published = { # Hub name → parameters as published, and the configuration
     'openai-community/gpt2': (124_439_808, _gpt2(768, 12, 12)), 'openai-community/gpt2-medium': (354_823_168, _gpt2(1024, 24, 16)),
@@ -56,7 +56,7 @@ published = { # Hub name → parameters as published, and the configuration
     'mistralai/Mistral-7B-v0.1': (7_241_732_096, _llama(4096, 32, 32, 8, 14336, 32000, 'mistral')),
     'Qwen/Qwen2.5-0.5B': (494_032_768, _llama(896, 24, 14, 2, 4864, 151936, 'qwen2', **_tied)), 'Qwen/Qwen2.5-7B': (7_615_616_512, _llama(3584, 28, 28, 4, 18944, 152064, 'qwen2'))}
 
-# %% ../nbs/cycle/04_plan.ipynb #1c7dbb57
+# %% ../nbs/cycle/04_plan.ipynb #b6e2746e
 published |= {
     'google/gemma-2-2b': (2_614_341_888, _gemma(2304, 26, 8, 4, 9216, 256)), 'google/gemma-2-9b': (9_241_705_984, _gemma(3584, 42, 16, 8, 14336, 256)),
     'google/gemma-2-27b': (27_227_128_320, _gemma(4608, 46, 32, 16, 36864, 128)),
@@ -66,7 +66,7 @@ published |= {
 _short = {o.rpartition('/')[2].lower(): o for o in published} | {'llama-3-8b': 'meta-llama/Meta-Llama-3-8B', 'mistral-7b': 'mistralai/Mistral-7B-v0.1',
           'vit-h-14': 'google/vit-huge-patch14-224-in21k', 'convnextv2-large': 'facebook/convnextv2-large-22k-384', 'bert-base': 'google-bert/bert-base-uncased'}
 
-# %% ../nbs/cycle/04_plan.ipynb #ce9eef30
+# %% ../nbs/cycle/04_plan.ipynb #96ebb79e
 def model_config(name:str # Hub name, its last part for the models above, a folder with config.json, or a new model such as `gpt2:128x4`
                 ): # A configuration of `transformers`
     "The configuration of a model, without its weights"
@@ -84,7 +84,15 @@ def model_config(name:str # Hub name, its last part for the models above, a fold
     except (OSError, ValueError, KeyError) as e: why = ' '.join(str(e).split())[:120]
     raise ValueError(f"model={name!r} is not known here and could not be read ({why}): give a folder with config.json, or one of {', '.join(sorted(_short))}")
 
-# %% ../nbs/cycle/04_plan.ipynb #8955eff2
+# %% ../nbs/cycle/04_plan.ipynb #7404c2d3
+@contextmanager
+def _quiet():
+    "Keep advice on how to use a model to itself: nobody uses this one"
+    log = logging.getLogger('transformers')
+    level,_ = log.level,log.setLevel(logging.ERROR)
+    try: yield
+    finally: log.setLevel(level)
+
 def _reads_pictures(config): return hasattr(config, 'image_size')
 
 def meta_model(config, # From `model_config`
@@ -92,17 +100,20 @@ def meta_model(config, # From `model_config`
                dtype='float32' # Of the weights
               ): # Without numbers
     "The model on the device that holds no numbers"
+    from accelerate import init_empty_weights # these two take seconds to load
     from transformers import AutoModelForCausalLM,AutoModelForImageClassification,AutoModelForSequenceClassification
     auto = AutoModelForCausalLM if job != 'cycle' else AutoModelForImageClassification if _reads_pictures(config) else AutoModelForSequenceClassification
     config = copy.deepcopy(config)
-    config.use_cache = False
     if not _reads_pictures(config) and config.pad_token_id is None: config.pad_token_id = 0
     if job != 'cycle' and hasattr(config, 'is_decoder') and config.model_type == 'bert': config.is_decoder = True
-    with torch.device('meta'): return auto.from_config(config).to(DTYPES[dtype])
+    with _quiet(),init_empty_weights(): model = auto.from_config(config)
+    model.config.use_cache = False # as in training
+    model.to('meta', DTYPES[dtype]).tie_weights()
+    return model
 
 def _count(model): return sum(p.numel() for p in model.parameters())
 
-# %% ../nbs/cycle/04_plan.ipynb #3a3fac67
+# %% ../nbs/cycle/04_plan.ipynb #30519c0d
 class Books(TorchDispatchMode):
     "Bytes that live, and the most that ever did, among tensors made inside the block"
     def __init__(self,
@@ -127,7 +138,7 @@ class Books(TorchDispatchMode):
             if isinstance(o, torch.Tensor): self._add(o)
         return out
 
-# %% ../nbs/cycle/04_plan.ipynb #7f53e399
+# %% ../nbs/cycle/04_plan.ipynb #02017661
 class _Fused(torch.autograd.Function):
     "The memory of fused attention"
     @staticmethod
@@ -140,28 +151,28 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad): return tuple(torch.empty_like(o) for o in ctx.saved_tensors[:3])
 
-# %% ../nbs/cycle/04_plan.ipynb #67cfe4ef
+# %% ../nbs/cycle/04_plan.ipynb #86a33190
 _products = {F.linear, F.conv2d, torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.bmm, torch.addmm, torch.baddbmm}
 
 class Kernels(TorchFunctionMode):
     "Attention as one kernel, and products in bf16 if `mixed`"
     def __init__(self, mixed=False): super().__init__(); self.mixed = mixed
+    def __enter__(self): # transformers 4 switches autocast off in places, and torch's does not know `meta`
+        self.autocast = old = torch.autocast
+        torch.autocast = lambda device_type, *args, **kwargs: nullcontext() if device_type == 'meta' else old(device_type, *args, **kwargs)
+        return super().__enter__()
+
+    def __exit__(self, *args): torch.autocast = self.autocast; return super().__exit__(*args)
     def __torch_function__(self, f, types, args=(), kwargs=None):
         half = lambda o: o.to(torch.bfloat16) if isinstance(o, torch.Tensor) and o.is_floating_point() else o
-        if f is F.scaled_dot_product_attention: return _Fused.apply(*(half(o) if self.mixed else o for o in args[:3]))
+        if f is F.scaled_dot_product_attention:
+            given = *args[:3],*((kwargs or {}).get(o) for o in ('query', 'key', 'value'))
+            return _Fused.apply(*(half(o) if self.mixed else o for o in given if o is not None))
         if self.mixed and f in _products: args,kwargs = tuple(map(half, args)),{k: half(o) for k,o in (kwargs or {}).items()}
         if self.mixed and f is F.layer_norm: args = args[0].float(),*args[1:]
         return f(*args, **(kwargs or {}))
 
-# %% ../nbs/cycle/04_plan.ipynb #657751b0
-@contextmanager
-def _quiet():
-    "Keep advice on how to use a model to itself: nobody uses this one"
-    log = logging.getLogger('transformers')
-    level,_ = log.level,log.setLevel(logging.ERROR)
-    try: yield
-    finally: log.setLevel(level)
-
+# %% ../nbs/cycle/04_plan.ipynb #bd434615
 def _recompute(model, **kwargs):
     if not getattr(model, 'supports_gradient_checkpointing', False): raise ValueError(f'checkpointing=True: {type(model).__name__} cannot recompute its activations; leave it off')
     getattr(model, 'activation_checkpointing_enable', getattr(model, 'gradient_checkpointing_enable', None))(kwargs) # transformers 5.2x renamed it
@@ -182,7 +193,7 @@ def traced_step(model, # On `meta`
     gradients = sum(o.nbytes for o in grads if o is not None)
     return dict(kept=kept, gradients=gradients, working=max(0, books.peak - kept - gradients))
 
-# %% ../nbs/cycle/04_plan.ipynb #6d8b70ec
+# %% ../nbs/cycle/04_plan.ipynb #3dba010f
 def _inputs(config, batch, context, image_size):
     "A batch without values"
     if not _reads_pictures(config): return {k: torch.zeros(batch, context, dtype=torch.int64, device='meta') for k in ('input_ids', 'attention_mask')}
@@ -208,7 +219,7 @@ def _text_loss(batch, sae, site, k):
         return out.loss + (h - t).square().mean()
     return loss
 
-# %% ../nbs/cycle/04_plan.ipynb #1ceb1777
+# %% ../nbs/cycle/04_plan.ipynb #330d9165
 def shorter(config, # Of a transformer
             blocks # How many to keep
            ):
@@ -218,7 +229,7 @@ def shorter(config, # Of a transformer
     if getattr(config, 'layer_types', None): config.layer_types = config.layer_types[:blocks]
     return config
 
-# %% ../nbs/cycle/04_plan.ipynb #b63569bf
+# %% ../nbs/cycle/04_plan.ipynb #7f889824
 JOBS = 'lm_sae','cycle','pretrain'
 
 @dataclass(frozen=True)
@@ -255,7 +266,7 @@ class PlanConfig:
         for o,names in dict(job=JOBS, dtype=tuple(DTYPES), precision=('no', 'bf16'), part=PARTS, optimizer=('adamw', 'sgd')).items():
             check(getattr(self, o) in names, self, o, f'choose from {", ".join(names)}')
 
-# %% ../nbs/cycle/04_plan.ipynb #dd6137f0
+# %% ../nbs/cycle/04_plan.ipynb #ac6fd2ec
 def _site(q, model):
     "The site's name and block, checked"
     blocks = len(find_blocks(model)[1])
@@ -283,7 +294,7 @@ def _sizes(q):
     return dict(config=config, layer=layer, depth=len(blocks), uniform=len({o.rpartition('.')[0] for o in blocks}) == 1, d=site_width(model, f'layers.{layer}.resid_post'), parameters=_count(model),
                 weights=nbytes([*model.parameters(), *model.buffers()]), moving=nbytes(p for n,p in model.named_parameters() if names and n in names))
 
-# %% ../nbs/cycle/04_plan.ipynb #06b034fd
+# %% ../nbs/cycle/04_plan.ipynb #a610ab3c
 GiB = 2**30
 
 def _two_lengths(q, run, blocks):
@@ -303,7 +314,7 @@ def _forward(q):
         with Capture(model, f'layers.{last}.resid_post', stop=True): model(**batch)
     return books.peak
 
-# %% ../nbs/cycle/04_plan.ipynb #c474cf8f
+# %% ../nbs/cycle/04_plan.ipynb #a61d8055
 @lru_cache(maxsize=256)
 def _training(q):
     "kept, gradients and working memory of a training step"
@@ -319,7 +330,7 @@ def _training(q):
         return traced_step(model.train(), _text_loss(batch, sae, site, max(1, q.k//2)), q.precision == 'bf16', q.checkpointing, [*sae.parameters(), *sae.buffers()])
     return _two_lengths(q, run, f['depth'] if before == 0 else f['depth'] - f['layer']) if f['uniform'] else run(0)
 
-# %% ../nbs/cycle/04_plan.ipynb #4046aac2
+# %% ../nbs/cycle/04_plan.ipynb #efe6ee00
 def _coder(q, d): return SAEConfig(width=q.width or round(q.expansion*d), k=q.k)
 
 @lru_cache(maxsize=256)
@@ -335,7 +346,7 @@ def sae_memory(d, # Width of the activation
     step = traced_step(sae, lambda m: (m(x) - x).square().mean(), beside=[x])
     return dict(weights=weights, gradients=weights, step=x.nbytes + step['kept'] + step['working'])
 
-# %% ../nbs/cycle/04_plan.ipynb #eb006c07
+# %% ../nbs/cycle/04_plan.ipynb #bcd557bc
 def _gpu(q): return bool(q.device_memory) or torch.cuda.is_available()
 def _optimizer(q): return dict(adamw=2, sgd=1)[q.optimizer]
 
@@ -350,7 +361,7 @@ def _lm_sae(q, f):
     if not q.store: return {'training': model | buffer | _sae_parts(q, f['d'])}
     return {'storing activations': model, 'training': buffer | _sae_parts(q, f['d'])}
 
-# %% ../nbs/cycle/04_plan.ipynb #050fca7a
+# %% ../nbs/cycle/04_plan.ipynb #99bb2639
 def _tuned(q, f, copies):
     t = _training(_only(q, 'part', 'batch_size', 'accumulation', 'precision', 'checkpointing', 'width', 'expansion', 'k'))
     return {'model: weights': f['weights']//q.gpus, **({'model: best epoch': f['moving']//q.gpus} if copies else {}), 'model: gradients': f['moving']//q.gpus,
@@ -359,7 +370,7 @@ def _tuned(q, f, copies):
 def _cycle(q, f): return {'fine-tuning': _tuned(q, f, True), 'SAE': {'activations': 2*4*q.rows*f['d']} | _sae_parts(q, f['d'])}
 def _pretrain(q, f): return {'training': _tuned(q, f, False) | {'SAE: weights': sae_memory(f['d'], _coder(q, f['d']), 1)['weights']//q.gpus}}
 
-# %% ../nbs/cycle/04_plan.ipynb #354f759f
+# %% ../nbs/cycle/04_plan.ipynb #6b2f2132
 def memory_here()->int: # Bytes
     "What is free on the GPU, or the memory of this machine where there is none"
     return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')
@@ -383,7 +394,7 @@ def room(q:PlanConfig # The question
     "What a device has"
     return int(q.device_memory*GiB) if q.device_memory else memory_here()
 
-# %% ../nbs/cycle/04_plan.ipynb #07670f74
+# %% ../nbs/cycle/04_plan.ipynb #b3bfcf31
 def _candidates(q):
     "Changes that may be made to a question, from harmless to grave: what, in words"
     tuned,half = q.job != 'lm_sae',lambda n: max(1, n//2)
@@ -398,7 +409,7 @@ def _candidates(q):
     found += [('fewer features', lambda q: dict(width=half(q.width)) if q.width else dict(expansion=q.expansion/2) if q.expansion > 4 else {})]*3
     return found + [('spread over more devices (FSDP)', lambda q: dict(gpus=2*q.gpus))]*6
 
-# %% ../nbs/cycle/04_plan.ipynb #9ba51545
+# %% ../nbs/cycle/04_plan.ipynb #9fa4591c
 def _worthwhile(q, limit):
     "Changes made one after the other until all fits"
     made = []
@@ -428,7 +439,7 @@ def changes(q:PlanConfig # The question
         now = after
     return pd.DataFrame(rows, columns=['change', 'setting', 'saves', 'needed'])
 
-# %% ../nbs/cycle/04_plan.ipynb #02d95905
+# %% ../nbs/cycle/04_plan.ipynb #a31e3937
 _shades = dict(model=('#08306b', '#08519c', '#2171b5', '#4292c6', '#6baed6', '#9ecae1'), SAE=('#7f2704', '#d94801', '#f16913', '#fdae6b'), other=('#636363', '#bdbdbd'))
 
 @plt.rc_context(style)

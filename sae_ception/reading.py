@@ -41,11 +41,11 @@ def mean_tokens(h:torch.Tensor, # Hidden states [B, T, d]
 
 # %% ../nbs/foundations/04_reading.ipynb #a3ab71c0
 def as_tokens(h:torch.Tensor, # The tensor at a site: [B, d], [B, T, d]; heads [B, T, heads, d_head]; a picture's places, [B, H, W, d] or [B, d, H, W]
-              view:str='' # `Site.view`: says whether four dimensions are heads, or channels that stand last
+              view:str='' # `Site.view`: says whether four dimensions are heads, or places with the width last; empty for modules by path
              )->torch.Tensor: # [B, d] or [B, T, d]
     "One vector a token or place; the heads of `z` are put side by side"
     if h.ndim < 4: return h
-    return h.flatten(2) if view == 'heads' else h.flatten(1, 2) if view == 'channels' else h.flatten(2).mT
+    return h.flatten(2) if view == 'heads' else h.flatten(1, 2) if view else h.flatten(2).mT
 
 @contextmanager
 def evaluating(model:nn.Module # Any model

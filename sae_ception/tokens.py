@@ -109,6 +109,7 @@ def block(self:_Flowing, number, place, gen):
     ids = np.array(list(self.found), int)[torch.randperm(len(self.found), generator=gen).numpy()]
     return ids,dict(documents=len(ids), empty=len(rows)-len(there), other_split=len(there)-len(ids)),self.at
 
+# %% ../nbs/foundations/05_tokens.ipynb #e88c04b3
 @patch
 def texts(self:_Flowing, ids): return [self.found[i] for i in ids.tolist()]
 
@@ -172,15 +173,14 @@ def _marks(tokenizer, bos, separator, padded):
     "Token ids of BOS, separator and padding, -1 where there is none"
     def need(name, why):
         if (found := getattr(tokenizer, f'{name}_token_id')) is None:
-            raise ValueError(f'the tokenizer has no {name.upper()} token, and {why}. Set tokenizer.{name}_token'
-                             f'{" (its EOS token will do: padding is masked)" if name == "pad" else ""}, or choose otherwise')
+            raise ValueError(f'the tokenizer has no {name.upper()} token, and {why}: set tokenizer.{name}_token, or choose otherwise')
         return found
     if bos not in ('context', 'document', 'none'): raise ValueError(f"bos={bos!r}: choose from context, document, none")
     first = -1 if bos == 'none' else need('bos', f'bos={bos!r} wants one')
     if separator in ('none', 'eos', 'bos'): between = -1 if separator == 'none' else need(separator, f'separator={separator!r} wants one')
     elif separator in (vocab := tokenizer.get_vocab()): between = vocab[separator]
     else: raise ValueError(f'separator={separator!r} is neither eos, bos, none, nor a token of the vocabulary')
-    return first,between,need('pad', 'passes= or pack=False pads the last context') if padded else -1
+    return first,between,-1 if not padded else need('pad' if tokenizer.pad_token_id is not None else 'eos', 'the last context is padded')
 
 # %% ../nbs/foundations/05_tokens.ipynb #c52b7b34
 def _line(lists, ids, bos, separator):
@@ -208,6 +208,15 @@ def _unpacked(line, ends, width, cut, pad):
     return new,int((~keep).sum())
 
 # %% ../nbs/foundations/05_tokens.ipynb #efc2d9be
+def _check_settings(context, split, overlong, held_out, passes, shuffle, **kw):
+    "Raise a `ValueError` that names the first setting that makes no sense"
+    if context < 2: raise ValueError(f'context={context}: must be 2 or more')
+    if split not in ('train', 'held_out'): raise ValueError(f'split={split!r}: choose from train, held_out')
+    if overlong not in ('continue', 'cut'): raise ValueError(f'overlong={overlong!r}: choose from continue, cut')
+    if not 0 <= held_out < 1: raise ValueError(f'held_out={held_out}: must lie in 0..1')
+    if passes < 0 or shuffle < 1: raise ValueError(f'passes={passes}, shuffle={shuffle}: passes must be 0 or more, shuffle 1 or more')
+
+# %% ../nbs/foundations/05_tokens.ipynb #c143eb46
 class TokenStream:
     "Contexts of tokens from a source of documents"
     def __init__(self,
@@ -225,33 +234,21 @@ class TokenStream:
                  shuffle:int=10_000, # Documents of a hub set that are shuffled together; local ones are all shuffled
                  seed:int=0 # Decides the order of documents
                 ):
-        if context < 2: raise ValueError(f'context={context}: must be 2 or more')
-        if split not in ('train', 'held_out'): raise ValueError(f'split={split!r}: choose from train, held_out')
-        if overlong not in ('continue', 'cut'): raise ValueError(f'overlong={overlong!r}: choose from continue, cut')
-        if not 0 <= held_out < 1: raise ValueError(f'held_out={held_out}: must lie in 0..1')
-        if passes < 0 or shuffle < 1: raise ValueError(f'passes={passes}, shuffle={shuffle}: passes must be 0 or more, shuffle 1 or more')
         self.kw = dict(context=context, bos=bos, separator=separator, pack=pack, overlong=overlong, held_out=held_out, passes=passes,
                        column=column, shuffle=shuffle, seed=seed)
+        _check_settings(split=split, **self.kw)
         self.source,self.tokenizer,self.context,self.split,self.passes,self.seed = source,tokenizer,context,split,passes,seed
         self.marks = _marks(tokenizer, bos, separator, passes > 0 or not pack)
         self.width = context - (bos == 'context') # what is left for the documents
         self.documents = _open(source, split, held_out, column, shuffle)
         self._check_documents()
+        self.facts = dict(source=self.documents.facts, tokenizer=tokenizer_hash(tokenizer), marks=list(self.marks), split=split, **self.kw) # what decides the stream
+        self.fingerprint = config_hash(self.facts)
         self._seek(dict(**_begin, counts=dict.fromkeys(_counted, 0)))
 
 # %% ../nbs/foundations/05_tokens.ipynb #649cf87a
 _begin = {'pass': 0, 'block': 0, 'document': 0, 'used': 0, 'place': None}
 _counted = 'documents','empty','other_split','contexts','tokens','padding','cut'
-
-@patch(as_prop=True)
-def facts(self:TokenStream)->dict:
-    "What decides the stream"
-    return dict(source=self.documents.facts, tokenizer=tokenizer_hash(self.tokenizer), marks=list(self.marks), split=self.split, **self.kw)
-
-@patch(as_prop=True)
-def fingerprint(self:TokenStream)->str: # 16 hexadecimal digits
-    "A hash of what decides the stream"
-    return config_hash(self.facts)
 
 @patch
 def _check_documents(self:TokenStream):
@@ -330,6 +327,7 @@ def state(self:TokenStream)->dict: # Numbers and names; JSON can hold it
     "Where the stream is"
     return dict(fingerprint=self.fingerprint, **self.at, counts=dict(self.counts), facts=self.facts)
 
+# %% ../nbs/foundations/05_tokens.ipynb #8c168d2f
 @patch
 def load(self:TokenStream, state:dict # From `state` of a stream with the same source, tokenizer and settings
         ):
@@ -338,6 +336,7 @@ def load(self:TokenStream, state:dict # From `state` of a stream with the same s
         raise ValueError(f"the state is of another stream: {listed(config_diff(state['facts'], self.facts), 4)}")
     self._seek(state)
 
+# %% ../nbs/foundations/05_tokens.ipynb #1b04a33d
 @patch
 def _seek(self:TokenStream, state):
     self.at,self.order,self.line,self.counts = {k: state[k] for k in _begin},None,None,dict(state['counts'])
@@ -345,6 +344,7 @@ def _seek(self:TokenStream, state):
     if self.at['used']: self._next_chunk()
     self.counts = dict(state['counts'])
 
+# %% ../nbs/foundations/05_tokens.ipynb #ecb0144b
 @patch
 def twin(self:TokenStream, **kw # What shall differ, e.g. `split='held_out'`
         )->TokenStream: # At its beginning

@@ -93,14 +93,14 @@ def update_rows(G, x, first, bag, row, values, dvalues, slot, more_D, more_E, D,
                 UNIT:tl.constexpr, LOW:tl.constexpr, BLOCK_D:tl.constexpr, BLOCK_E:tl.constexpr):
     f,i,j = tl.program_id(0).to(tl.int64),tl.arange(0, BLOCK_D),tl.arange(0, BLOCK_E)
     p,q,s = tl.load(first + f),tl.load(first + f + 1),tl.load(slot + f).to(tl.int64)
-    gD = weighted_rows(G, bag, values, p, q, i, i < d, d) + tl.load(more_D + s*d + i, mask=(i < d) & (s >= 0), other=0.)
+    gD = weighted_rows(G, bag, values, p, q, i, i < d, d) + tl.load(more_D + s*d + i, mask=i < tl.where(s < 0, 0, d), other=0.)
     if UNIT:
         w = tl.load(D + f*d + i, mask=i < d, other=0.)
         gD -= tl.sum(gD*w)/tl.maximum(tl.sum(w*w), 1e-24)*w
     w = adam(D, mD, vD, gD, f*d + i, i < d, rate, b1, b2, eps, c)
     if UNIT: w = w/tl.maximum(tl.sqrt(tl.sum(w*w)), 1e-12)
     tl.store(D + f*d + i, w, mask=i < d)
-    gE = weighted_rows(x, row, dvalues, p, q, j, j < e, e) + tl.load(more_E + s*e + j, mask=(j < e) & (s >= 0), other=0.)
+    gE = weighted_rows(x, row, dvalues, p, q, j, j < e, e) + tl.load(more_E + s*e + j, mask=j < tl.where(s < 0, 0, e), other=0.)
     w = adam(E, mE, vE, gE, f*e + j, j < e, rate, b1, b2, eps, c)
     tl.store(E + f*e + j, w, mask=j < e)
     if LOW: tl.store(shadow + f*e + j, w.to(tl.bfloat16), mask=j < e)

@@ -164,6 +164,7 @@ def _auxk(self:SparseStep, p, r, dead, weight, k):
 @torch.no_grad()
 def gradients(self:SparseStep)->dict: # By name, with the shapes of the parameters
     "The dense gradients of the last step, for clipping, for averaging over processes, for tests"
+    self.seen = None # whoever asks for gradients changes the weights without us
     gD,gE,gb = self.engine.gradients(self.inner, self.more, len(self.params['b_enc']))
     g = dict(W_enc=gE, b_enc=gb, W_dec=gD, b_dec=self.gb_dec - (gb @ self.params['W_enc'] if self.pre_bias else 0))
     if 'W_skip' in self.params: g['W_skip'] = self.top().T @ self.x
