@@ -61,7 +61,7 @@ def perplexity(model, # A causal language model of `transformers`
     "Perplexity of a model on some text, every predicted token counting the same"
     total,n = 0.,0
     with torch.no_grad(),evaluating(model):
-        for b in progress(batches, 'perplexity'):
+        for b in progress(list(batches), 'perplexity'):
             b = _slice(b, slice(None), _device(model))
             total += next_token_loss(_logits(model, b), b.ids, b.real, b.doc, 'none').double().sum().item()
             n += (next_tokens(b.ids, b.real, b.doc) >= 0).sum().item()
@@ -378,10 +378,10 @@ def choose_k(table:pd.DataFrame, # From `intervention_sweep`
 # %% ../nbs/sharpening/02_pretraining.ipynb #2ecd0eab
 def held_out_batches(stream:TokenStream, # Its source and settings; its place does not move
                      tokens:int=16_384, # How many tokens to measure on, at most
-                     size:int=16 # Contexts a batch
+                     size:int=0 # Contexts a batch; 0 makes batches of about a thousand tokens
                     )->list: # `TokenBatch`es
     "Contexts of held-out documents"
-    held,out,have = stream.twin(split='held_out', passes=0),[],0
+    held,out,have,size = stream.twin(split='held_out', passes=0),[],0,size or max(1, 1024//stream.context)
     while have < tokens and not held.at['pass']:
         out.append(held.next(size))
         have += int((out[-1].position >= 0).sum())
