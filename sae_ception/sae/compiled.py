@@ -432,11 +432,11 @@ def gradients(self:CompiledBackend, x, more, width):
 @patch
 def update(self:CompiledBackend, x, more, params, moments, shadow, unit_norm, rate, betas, eps, correction):
     "All that an optimiser step does to the features, in one pass; returns the sum of bias gradients times encoder rows"
-    f,width = f32,len(params['b_enc'])
+    width = len(params['b_enc'])
     pull = torch.zeros(self.pieces, x.shape[1])
     own = [o for n in ('W_dec', 'W_enc', 'b_enc') for o in (params[n], *moments[n])]
     shadow = torch.zeros(0, 0, dtype=torch.int16) if shadow is None else shadow.view(torch.int16)
     entries = self.first,self.frows,self.fvalues,self.fdvalues,self.ends
     self.run(update_rows, self.cuts(width), *entries, self.G, x, *self._more(more, width), *own, shadow, unit_norm,
-             f(rate), f(betas[0]), f(betas[1]), f(eps), f(correction), own=(pull,))
+             f32(rate), *(f32(o) for b in betas for o in (b, 1 - b)), f32(eps), f32(correction), own=(pull,))
     return pull.sum(0)
