@@ -116,19 +116,24 @@ def texts(self:_Flowing, ids): return [self.found[i] for i in ids.tolist()]
 # %% ../nbs/foundations/05_tokens.ipynb #6bd72730
 _hub_name = re.compile(r'(?P<path>\w[\w.-]*/\w[\w.-]*)(:(?P<config>[\w.-]+))?(@(?P<revision>[\w.-]+))?')
 
-def _hub(name):
-    "A data set on the hub, flowing, and its facts"
+def _no_hub(name, error):
+    "What to say when the hub did not give a data set"
+    why = f'{type(error).__name__}: {" ".join(str(error).split())[:300]}'
+    gated = any(o in why.lower() for o in ('gated', '401', '403'))
+    remedy = ('accept its terms on its page and log in with `hf auth login`' if gated else
+              'check the name, the connection and HF_HUB_OFFLINE, or pass a local file or folder')
+    return ValueError(f'{name!r} is no file or folder here, and the hub did not give it ({why}): {remedy}')
+
+def _hub(name, *args):
+    "The documents of a data set on the hub, flowing"
     from datasets import load_dataset_builder # takes a second, and only the hub needs it
     path,config,revision = _hub_name.fullmatch(name).group('path', 'config', 'revision')
     try:
         builder = load_dataset_builder(path, config, revision=revision)
-        return builder.as_streaming_dataset(split='train'),dict(kind='hub', name=path, config=builder.config.name, revision=builder.hash)
-    except Exception as e:
-        why = f'{type(e).__name__}: {" ".join(str(e).split())[:300]}'
-        gated = 'gated' in why.lower() or '401' in why or '403' in why
-        remedy = ('accept its terms on its page and log in with `hf auth login`' if gated else
-                  'check the name, the connection and HF_HUB_OFFLINE, or pass a local file or folder')
-        raise ValueError(f'{name!r} is no file or folder here, and the hub did not give it ({why}): {remedy}') from None
+        dataset = builder.as_streaming_dataset(split='train')
+        next(iter(dataset), None) # a gated set is known by its name, and refuses only here
+    except Exception as e: raise _no_hub(name, e) from None
+    return _Flowing(dataset, dict(kind='hub', name=path, config=builder.config.name, revision=builder.hash), *args)
 
 # %% ../nbs/foundations/05_tokens.ipynb #1c1cccf4
 def _open(source, split, share, column, shuffle):
@@ -142,7 +147,7 @@ def _open(source, split, share, column, shuffle):
     path = Path(source).expanduser()
     if path.exists(): return _Listed(_local(path, column), dict(kind='files', name=path.name), split, share)
     if not _hub_name.fullmatch(str(source)): raise ValueError(f'source={str(source)!r} is neither docstrings, a file or folder here, nor a hub name (owner/name)')
-    return _Flowing(*_hub(str(source)), split, share, column, shuffle)
+    return _hub(str(source), split, share, column, shuffle)
 
 # %% ../nbs/foundations/05_tokens.ipynb #a860a8f9
 BOS,SEPARATOR,PAD = -1,-2,-3 # positions of what is not text

@@ -497,6 +497,7 @@ def save_sae(path, # A folder
     if 'W_enc' in tensors: tensors['W_enc'] = tensors['W_enc'].mT
     if sae.config.activation == 'batchtopk': tensors['threshold'] = tensors['threshold'].expand(sae.config.width)
     facts = {**sae.metadata, **metadata}
+    if sae.config.prefixes: facts['training_architecture_details'] = {**facts.get('training_architecture_details', {}), 'matryoshka_widths': sae.config.prefixes}
     facts.update({key: hook_name(facts[o]) for key,o in dict(hook_name='site', hook_name_out='target').items() if facts.get(o)})
     write_tensors(Path(path)/'sae_weights.safetensors', tensors)
     if frequency is not None: write_tensors(Path(path)/'sparsity.safetensors', dict(sparsity=(frequency.float() + 1e-10).log10()))

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 import yaml
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 
-from ..core import read_json,read_tensors
+from ..core import read_json
 from ..sites import ALIASES
 
 # %% ../../nbs/sae/00_formats.ipynb #b99cf385
@@ -32,7 +33,7 @@ class Form:
 
 # %% ../../nbs/sae/00_formats.ipynb #6882b2e5
 def _load(path):
-    if path.suffix == '.safetensors': return read_tensors(path)[0]
+    if path.suffix == '.safetensors': return load_file(path)
     if path.suffix == '.npz':
         with np.load(path, allow_pickle=False) as f: return {k: torch.from_numpy(f[k]) for k in f.files}
     state = torch.load(path, map_location='cpu', weights_only=True)
@@ -59,14 +60,16 @@ class File:
         return o
 
 # %% ../../nbs/sae/00_formats.ipynb #4f796125
-def _json(path):
-    try: cfg = read_json(path)
-    except (OSError, ValueError) as e: raise ValueError(f'{path} cannot be read as JSON: {e}') from None
+def _getter(path, cfg):
     def get(key, *default):
         if key not in cfg and not default: raise ValueError(f"{path} does not say '{key}'")
         return cfg.get(key, *default)
     get.path,get.all = path,cfg
     return get
+
+def _json(path):
+    try: return _getter(path, read_json(path))
+    except (OSError, ValueError) as e: raise ValueError(f'{path} cannot be read as JSON: {e}') from None
 
 # %% ../../nbs/sae/00_formats.ipynb #f29ea0e1
 def _choose(get, key, choices, *default):
@@ -123,11 +126,7 @@ def _legacy(get): # A configuration from before version 6 → its present form
     cfg.setdefault('architecture', 'standard')
     cfg.setdefault('reshape_activations', 'hook_z' if 'hook_z' in (cfg['hook_name'] or '') else 'none')
     cfg['metadata'] = {k: cfg[k] for k in ('model_name', 'hook_name', 'hook_head_index', 'context_size', 'prepend_bos', 'dataset_path') if k in cfg}
-    def again(key, *default):
-        if key not in cfg and not default: raise ValueError(f"{get.path} does not say '{key}'")
-        return cfg.get(key, *default)
-    again.path,again.all = get.path,cfg
-    return again
+    return _getter(get.path, cfg)
 
 # %% ../../nbs/sae/00_formats.ipynb #2f037d10
 def _pursuit(get, c, t, d): # matching_pursuit's own rules
@@ -179,7 +178,8 @@ def _saelens_rules(get, f, c, t, transcoder, scale):
         c['k'] = get('k')
         if get('rescale_acts_by_decoder_norm', False): t.update(unit_decoder(t, threshold=False))
     if c['activation'] == 'matching_pursuit': _pursuit(get, c, t, get('d_in'))
-    if 'matryoshka_widths' in get.all: c['prefixes'] = sorted({*get('matryoshka_widths'), c['width']})
+    trained = get('metadata', {}).get('training_architecture_details', {})
+    if widths := get('matryoshka_widths', trained.get('matryoshka_widths')): c['prefixes'] = sorted({*widths, c['width']})
     for key in ('scaling_factor', 'finetuning_scaling_factor'):
         if key in f: t['W_dec'] = t['W_dec']*f(key, c['width'])[:, None]
     _normaliser(get, c, t, transcoder, scale)
