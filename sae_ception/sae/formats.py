@@ -181,7 +181,9 @@ def _saelens_rules(get, f, c, t, transcoder, scale):
     trained = get('metadata', {}).get('training_architecture_details', {})
     if widths := get('matryoshka_widths', trained.get('matryoshka_widths')): c['prefixes'] = sorted({*widths, c['width']})
     for key in ('scaling_factor', 'finetuning_scaling_factor'):
-        if key in f: t['W_dec'] = t['W_dec']*f(key, c['width'])[:, None]
+        if key not in f or (f(key, c['width']) == 1).all(): continue
+        if not get('finetuning_scaling_factor', True): raise ValueError(f"{f.path}: '{key}' scales codes, and 'finetuning_scaling_factor' says that nothing does")
+        t['W_dec'] = t['W_dec']*f(key, c['width'])[:, None]
     _normaliser(get, c, t, transcoder, scale)
     more = set(f.tensors) - {'scaling_factor', 'finetuning_scaling_factor', 'topk_threshold', 'log_threshold', *t}
     if more: raise ValueError(f"{f.path}: '{sorted(more)[0]}' is a tensor that {get('architecture')!r} does not have")
