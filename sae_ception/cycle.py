@@ -16,18 +16,19 @@ import torch
 from fastcore.all import patch
 from joblib import Parallel,delayed
 
-from .activations import Activations,collect
+from .activations import collect,collect_tokens
 from .core import Run,check,logger,pick_device,plain,progress,read_json,write_json
 from .metrics.report import evaluate_activations
-from .models import load_model,make_model,save_model
+from .metrics.robustness import robustness
+from .models import as_read,load_model,make_model,save_model
+from .reading import Reader
 from .sae.coders import SAEConfig,load_sae,save_sae
 from .sae.training import SAETrainConfig,train_saes
 from .sharpening import STRATEGIES,OnlineTargets,SharpenConfig,make_targets
-from .sites import Reader
 from .training import Auxiliary,TrainConfig,finetune,trainable
 
 # %% ../nbs/cycle/00_cycle.ipynb #4e6dc70c
-SWITCHES = 'online','mse','broadcast','shuffle','detach'
+SWITCHES = 'online','mse','broadcast','shuffle','detach','pad'
 
 @dataclass(frozen=True)
 class Arm:
@@ -38,6 +39,8 @@ class Arm:
     weights: tuple = (0.,) # λ of each cycle; the last one stays
 
     def weight(self, cycle): return self.weights[min(cycle, len(self.weights)) - 1]
+    @property
+    def rule(self): return 'end' if 'pad' in self.switches else None # how `reading.pooled` shall read
 
 # %% ../nbs/cycle/00_cycle.ipynb #a50cc945
 def parse_arm(text:str, # As in the table above
@@ -73,13 +76,14 @@ def arm_loss(arm:Arm, # How it is done
     targets,report = make_targets(acts, sae, n_classes, config, seed, misalign='shuffle' in arm.switches)
     if 'online' in arm.switches: targets = OnlineTargets(acts, sae, n_classes, config)
     loss = next((o for o in ('mse', 'broadcast') if o in arm.switches), 'cosine')
-    return Auxiliary(weight, targets, loss, 'detach' in arm.switches),report
+    return Auxiliary(weight, targets, loss, 'detach' in arm.switches, arm.rule),report
 
 # %% ../nbs/cycle/00_cycle.ipynb #530d4b78
 @dataclass(frozen=True)
 class CycleConfig:
     "A cycle, or a study of many"
     model: str = 'mlp' # As for `make_model`
+    options: dict = field(default_factory=dict) # For a model of `transformers`: `max_length`, `image_size`, `dtype`, `revision`
     site: str = '' # Where activations are read; the model's own site if empty
     cycles: int = 2 # Cycles after cycle 0
     arms: tuple = ('per_class', 'control') # Ways of doing it
@@ -91,12 +95,19 @@ class CycleConfig:
     tune: TrainConfig = TrainConfig(epochs=20) # Fine-tuning of the later cycles
     sae: SAEConfig = SAEConfig() # What an SAE is
     sae_train: SAETrainConfig = SAETrainConfig() # How SAEs are trained
+    sae_on: str = 'pooled' # SAEs learn from what the classifier reads (`pooled`), or from every token (`tokens`)
+    sae_rows: int = 200_000 # Of tokens, at most so many
     probe_rows: int = 20_000 # Probes are trained on at most so many rows
+    attack: tuple = () # Radii of adversarial attacks on test rows, as for `robustness`; none if empty
+    attack_rows: int = 500 # Attack at most so many rows
 
     def __post_init__(self):
         check(self.cycles >= 0, self, 'cycles', 'must not be negative')
         check(self.aux_weight >= 0, self, 'aux_weight', 'λ must not be negative')
         check(self.protocol in ('continue', 'reinit'), self, 'protocol', 'choose continue or reinit')
+        check(self.sae_on in ('pooled', 'tokens'), self, 'sae_on', 'choose pooled or tokens')
+        for o in ('sae_rows', 'attack_rows'): check(getattr(self, o) >= 1, self, o, 'must be at least 1')
+        check(all(o > 0 for o in self.attack), self, 'attack', 'radii must be above 0')
         for o in ('arms', 'seeds'):
             found = getattr(self, o)
             check(isinstance(found, (tuple, list)) and len(set(found)) == len(found) > 0, self, o, 'must be a tuple of at least one, each once')
@@ -137,8 +148,8 @@ def _folder(config, member, cycle):
 # %% ../nbs/cycle/00_cycle.ipynb #89450221
 class _Cycle:
     "One cycle of all members"
-    def __init__(self, run, task, config, site, cycle):
-        self.run,self.task,self.config,self.site,self.cycle = run,task,config,site,cycle
+    def __init__(self, run, raw, task, config, site, cycle):
+        self.run,self.raw,self.task,self.config,self.site,self.cycle = run,raw,task,config,site,cycle # the task as it is, and as the model reads it
 
     def stages(self, members, name): return [self.run.stage(_folder(self.config, m, self.cycle)/name) for m in members]
     def checkpoint(self, name): return self.run.path/f'cycle_{self.cycle}/.{name}.safetensors'
@@ -153,9 +164,8 @@ def models(self:_Cycle, members, last):
         for m,o in zip(members, stages): m.model,m.facts = load_model(o.path).eval(),read_json(o.path/'facts.json')
         return
     c,fresh = self.config,self.config.protocol == 'reinit' or not self.cycle
-    start = [make_model(c.model, self.task, m.seed) if fresh else deepcopy(old.model) for m,old in zip(members, last)]
-    aux,reports = zip(*[arm_loss(m.arm, m.arm.weight(self.cycle), old.acts['train'], old.sae, self.task.n_classes, c.k, m.seed) if self.cycle else (Auxiliary(), {})
-                        for m,old in zip(members, last)])
+    start = [make_model(c.model, self.raw, m.seed, **c.options) if fresh else deepcopy(old.model) for m,old in zip(members, last)]
+    aux,reports = zip(*[self.aux(m, old) if self.cycle else (Auxiliary(), {}) for m,old in zip(members, last)])
     fits = finetune(start, self.task, c.baseline if fresh else c.tune, list(aux), self.site, [m.seed for m in members], self.checkpoint('model'))
     for m,fit,report,o in zip(members, fits, reports, stages):
         m.model,m.facts = fit.model,plain({**report, **fit.facts, 'val_accuracy': fit.history[fit.facts['best_epoch']]['val_accuracy']})
@@ -165,25 +175,44 @@ def models(self:_Cycle, members, last):
         o.finish()
     self.done('model')
 
+# %% ../nbs/cycle/00_cycle.ipynb #e19e9202
+@patch
+def read(self:_Cycle, member, split, **kwargs):
+    "The activations of a member's model"
+    device = pick_device(self.config.tune.device)
+    try: return collect(member.model.to(device), self.task, self.site, split, device=device, **kwargs)
+    finally: member.model.cpu()
+
+@patch
+def aux(self:_Cycle, member, old):
+    "The auxiliary loss that the last cycle gives a member"
+    acts = old.acts['train'] if member.arm.rule is None else self.read(old, 'train', rule=member.arm.rule)
+    return arm_loss(member.arm, member.arm.weight(self.cycle), acts, old.sae, self.task.n_classes, self.config.k, member.seed)
+
 # %% ../nbs/cycle/00_cycle.ipynb #34315d1b
 @patch
 def saes(self:_Cycle, members):
-    device = pick_device(self.config.tune.device)
-    for m in progress(members, 'collecting activations', len(members)):
-        m.acts = {s: collect(m.model.to(device), self.task, self.site, s, device=device) for s in ('train', 'validation')}
-        m.model.cpu()
-    stages = self.stages(members, 'sae')
+    for m in progress(members, 'collecting activations', len(members)): m.acts = {s: self.read(m, s) for s in ('train', 'validation')}
+    stages,device = self.stages(members, 'sae'),pick_device(self.config.tune.device)
     if all(o.done for o in stages):
         for m,o in zip(members, stages): m.sae = load_sae(o.path)
         return
-    stack = lambda split: torch.stack([m.acts[split].h for m in members])
+    stack = lambda split: torch.stack([self.sae_rows(m, split, device) for m in members])
     saes,histories = train_saes(stack('train'), stack('validation'), self.config.sae, self.config.sae_train, [m.seed for m in members], self.checkpoint('sae'), device)
     for m,sae,history,o in zip(members, saes, histories, stages):
         m.sae = sae
-        save_sae(o.path, sae, site=self.site, task=self.task.name, rows=len(self.task.splits['train']))
+        save_sae(o.path, sae, site=self.site, task=self.task.name, model=self.config.model, trained_on=self.config.sae_on)
         write_json(o.path/'history.json', history)
         o.finish()
     self.done('sae')
+
+# %% ../nbs/cycle/00_cycle.ipynb #6459ff89
+@patch
+def sae_rows(self:_Cycle, member, split, device):
+    "What an SAE learns from [N, d]"
+    if self.config.sae_on == 'pooled': return member.acts[split].h
+    try: return collect_tokens(member.model, self.task, self.site, split, self.config.sae_rows if split == 'train' else self.config.sae_rows//8 + 1, device=device)
+    finally: member.model.cpu()
 
 # %% ../nbs/cycle/00_cycle.ipynb #a6b202ca
 @patch
@@ -191,19 +220,29 @@ def results(self:_Cycle, members):
     "One row a member"
     files = [self.run.path/_folder(self.config, m, self.cycle)/'results.json' for m in members]
     todo = [(m, f) for m,f in zip(members, files) if not f.exists()]
-    jobs = (delayed(_evaluate)(Member(m.arm, m.seed, sae=m.sae, facts=m.facts), self.cycle, m.acts['train'], collect(m.model, self.task, self.site, 'test'), f, self.config.probe_rows) for m,f in todo)
+    jobs = (delayed(_evaluate)(Member(m.arm, m.seed, sae=m.sae, facts=m.facts), self.cycle, m.acts['train'], self.read(m, 'test'), self.attacked(m), f, self.config.probe_rows)
+            for m,f in todo)
     for f in progress(Parallel(min(os.cpu_count(), 1 + len(todo)//8), return_as='generator')(jobs), f'evaluating cycle {self.cycle}', len(todo)):
         self.run.log('evaluated', file=f.relative_to(self.run.path).as_posix())
     return [read_json(f) for f in files]
 
-def _evaluate(m, cycle, train, test, file, probe_rows):
+@patch
+def attacked(self:_Cycle, m):
+    "Accuracy under attack, where that was asked for"
+    if not self.config.attack: return {}
+    try: return robustness(m.model, self.task, self.config.attack, rows=self.config.attack_rows, device=pick_device(self.config.tune.device))
+    finally: m.model.cpu()
+
+def _evaluate(m, cycle, train, test, extra, file, probe_rows):
     facts = dict(seed=m.seed, arm=m.arm.name, aux_weight=m.arm.weight(cycle) if cycle else 0., cycle=cycle, **m.facts)
-    write_json(file, {**facts, **evaluate_activations(m.sae, train, test, probe_rows=probe_rows)})
+    write_json(file, {**facts, **evaluate_activations(m.sae, train, test, probe_rows=probe_rows), **extra})
     return file
 
 # %% ../nbs/cycle/00_cycle.ipynb #ffaf7620
 def _check_site(task, config):
-    model,x = make_model(config.model, task, 0).eval(),task.batch(task.splits['train'][:2]).x
+    model = make_model(config.model, task, 0, **config.options).eval()
+    task = as_read(model, task)
+    x = task.batch(task.splits['train'][:2]).x
     site,part = config.site or model.site,(config.baseline if config.protocol == 'reinit' else config.tune).part
     moving = trainable(model, Reader(model, site).site, part, x)
     for n,p in model.named_parameters(): p.requires_grad_(n in moving)
@@ -211,7 +250,8 @@ def _check_site(task, config):
     if h.ndim != 2: raise ValueError(f'site={site!r} gives {list(h.shape)} for two examples, and one vector each is needed: choose another site')
     if not h.requires_grad and any(max(a.weights) > 0 and 'detach' not in a.switches for a in config.parsed):
         raise ValueError(f'part={part!r} lets nothing move that changes the activation at site={site!r}, so no auxiliary loss can act: train more of the model, or choose a later site')
-    return site
+    if config.sae_on == 'tokens' and not hasattr(model, 'inputs'): raise ValueError(f"sae_on='tokens': model={config.model!r} has no tokens; choose pooled")
+    return site,task
 
 # %% ../nbs/cycle/00_cycle.ipynb #bdcc403a
 def run_cycles(task, # The `Task`
@@ -221,21 +261,21 @@ def run_cycles(task, # The `Task`
     "Run every arm and seed through all cycles"
     if path is None:
         with tempfile.TemporaryDirectory() as d: return run_cycles(task, config, d)
-    site = _check_site(task, config)
+    site,read = _check_site(task, config)
     run = Run(path, dict(task=task.name, fingerprint=task.fingerprint, **plain(config)))
+    one = lambda cycle, members, last: _one(_Cycle(run, task, read, config, site, cycle), members, last)
     members = [Member(BASE, s) for s in config.seeds]
-    rows,last = _one(run, task, config, site, 0, members, members),members
+    rows,last = one(0, members, members),members
     arms = [Member(a, s) for a in config.parsed for s in config.seeds]
     last = [next(m for m in members if m.seed == a.seed) for a in arms]
     for cycle in range(1, config.cycles+1):
         members = [Member(m.arm, m.seed) for m in arms]
-        rows += _one(run, task, config, site, cycle, members, last)
+        rows += one(cycle, members, last)
         last = members
     return pd.DataFrame(rows)
 
-def _one(run, task, config, site, cycle, members, last):
-    logger.info('cycle %d: %d model%s', cycle, len(members), 's'*(len(members) > 1))
-    one = _Cycle(run, task, config, site, cycle)
+def _one(one, members, last):
+    logger.info('cycle %d: %d model%s', one.cycle, len(members), 's'*(len(members) > 1))
     one.models(members, last)
     one.saes(members)
     return one.results(members)

@@ -521,7 +521,7 @@ def _parser(about):
                                 formatter_class=argparse.RawDescriptionHelpFormatter, add_help=False, allow_abbrev=False)
     p.add_argument('words', nargs='*', help=argparse.SUPPRESS)
     p.add_argument('--out', metavar='DIR', help='run directory, or the parent of the parts of a sweep (default: runs/EXPERIMENT[/NAME])')
-    p.add_argument('--preset', metavar='FILE', help='YAML file with parameters, or the name of one in presets/ beside the notebook')
+    p.add_argument('--preset', metavar='FILE', action='append', default=[], help='YAML file with parameters, or the name of one in presets/ beside the notebook; may be given again, later ones win')
     p.add_argument('--sweep', action='store_true', help='lr=1e-3,1e-4 means one run for each; several such lists make a grid')
     p.add_argument('--part', metavar='I', type=int, help='run only part I of the sweep, counted from 0, such as $SLURM_ARRAY_TASK_ID')
     p.add_argument('--jobs', metavar='N', type=int, default=1, help='run N parts of the sweep at a time')
@@ -557,7 +557,7 @@ def _command(argv):
     if o.help: print(_parser(_about(notebook)).format_help(), end=''); return 0
     _check_options(o)
     params = parameters(notebook)
-    parts = grid(params, (read_preset(o.preset, notebook) if o.preset else {}) | read_assignments(words, params), o.sweep)
+    parts = grid(params, {k: v for name in o.preset for k,v in read_preset(name, notebook).items()} | read_assignments(words, params), o.sweep)
     if o.sweep and o.part is None: return sweep(notebook, parts, o.out, o.jobs, o.resume)
     if not o.sweep: return run_notebook(notebook, parts[0], o.out, o.resume)
     if not 0 <= o.part < len(parts): raise Refused(f'--part {o.part}: the sweep has {len(parts)} parts, 0 to {len(parts)-1}')

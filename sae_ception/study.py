@@ -15,6 +15,7 @@ from scipy import stats
 from .core import check
 from .cycle import CycleConfig,parse_arm,run_cycles
 from .metrics.report import compare_arms,metric_docs
+from .metrics.robustness import robustness_docs
 
 # %% ../nbs/cycle/01_study.ipynb #2a617b74
 def spread(arms, # Spellings, as for `parse_arm`
@@ -87,7 +88,7 @@ def run_study(task, # The `Task`
     "Run arms × seeds × cycles, choose λ on validation, and compare with the control on test"
     check('control' in config.arms, config, 'arms', 'a study compares with the control: add control')
     check(config.cycles >= 1, config, 'cycles', 'must be at least 1: without a cycle there is nothing to compare')
-    known = [*metric_docs.index, 'val_accuracy', 'kept_mass', 'initial_aux_loss', 'first_aux_loss', 'gradient_ratio']
+    known = [*metric_docs.index, *robustness_docs(config.attack), 'val_accuracy', 'kept_mass', 'initial_aux_loss', 'first_aux_loss', 'gradient_ratio']
     if unknown := [o for o in metrics if o not in known]: raise ValueError(f"metrics {', '.join(unknown)} are unknown; choose from {', '.join(known)}")
     config = replace(config, arms=spread(config.arms, aux_weights))
     table = run_cycles(task, config, path)

@@ -7,6 +7,7 @@ __all__ = ['LOSSES', 'PARTS', 'cosine_loss', 'mse_loss', 'l1_loss', 'broadcast_l
            'Fit', 'finetune']
 
 # %% ../nbs/sharpening/01_training.ipynb #932fc0fc
+from contextlib import contextmanager
 from dataclasses import dataclass,field
 
 import torch
@@ -15,10 +16,12 @@ from fastcore.all import patch
 from torch import nn
 
 from .core import (Checkpoint,SCHEDULES,check,config_hash,interruptible,lr_factor,optimizer_tensors,pick_device,progress,restore_optimizer,seeded,stream_seed)
-from .data import Batch,order
-from .models import Stack,stackable
+from .activations import own_site
+from .data import Batch,batches,order
+from .models import Stack,as_read,stackable
+from .reading import Reader,call,evaluating
 from .sharpening import OnlineTargets
-from .sites import Reader,find_site
+from .sites import find_site
 
 # %% ../nbs/sharpening/01_training.ipynb #cfbf30d8
 def cosine_loss(h, # Activations [..., B, d]
@@ -63,6 +66,7 @@ class Auxiliary:
     targets: object = None # `Targets`, `OnlineTargets`, or nothing (for `l1`, or λ = 0)
     loss: str = 'cosine' # `cosine`, `mse` or `l1`; `broadcast` for reproductions
     detach: bool = False # Reproduce the published loss without a gradient
+    rule: str = None # Read at another position than the classifier does: `end`, to reproduce the published reading of padding
 
     def __post_init__(self):
         check(self.weight >= 0, self, 'weight', 'λ must not be negative: it would push activations away from their targets')
@@ -82,15 +86,14 @@ PARTS = 'all','from_site','site_only','head'
 def trainable(model:nn.Module, # Any model
               site:str, # Where activations are read
               part:str, # `all`, `from_site`, `site_only` or `head`
-              x:torch.Tensor # A few inputs, to see the order of modules
+              x # A few inputs as the model reads them, to see the order of modules
              )->list: # Names of parameters
     "The parameters that belong to a part of the model"
     if part == 'all': return [n for n,_ in model.named_parameters()]
-    calls,names,modes = [],{m: n for n,m in model.named_modules()},{m: m.training for m in model.modules()}
+    calls,names = [],{m: n for n,m in model.named_modules()}
     handles = [m.register_forward_pre_hook(lambda m, _: calls.append(names[m])) for m in names if m is not model]
-    model.eval()(x)
+    with evaluating(model): call(model, x)
     for o in handles: o.remove()
-    for m,mode in modes.items(): m.training = mode
     start = names[find_site(model, site)[0]]
     inside = lambda n, module: n == module or n.startswith(module + '.')
     owns = lambda modules: [n for n,_ in model.named_parameters() if any(inside(n, m) for m in modules)]
@@ -113,6 +116,7 @@ class TrainConfig:
     schedule: str = 'linear' # Shape of the decay: `constant`, `linear` or `cosine`
     clip: float = 1. # Longest gradient of a model (0: any)
     precision: str = 'no' # `no` is float32, `bf16` is mixed
+    checkpointing: bool = False # Recompute activations in the backward pass: slower, and much less memory
     part: str = 'all' # What moves: `all`, `from_site`, `site_only` or `head`
     select: str = 'best' # Keep the epoch that is `best` on validation, or the `last`
     device: str = 'auto' # `auto`, `cpu`, `cuda`, ...
@@ -129,13 +133,19 @@ class TrainConfig:
 # %% ../nbs/sharpening/01_training.ipynb #e37ec183
 class _Solo(nn.Module):
     "One model, seen as a stack of one"
-    def __init__(self, model, site): super().__init__(); self.reader = Reader(model, site)
-    def forward(self, x, share=False): return [o[None] for o in self.reader(x if share else x[0])]
+    def __init__(self, model, site, rule): super().__init__(); self.reader = Reader(model, site, rule)
+    def forward(self, x, share=False): return [o[None] for o in self.reader(x)]
+    def batch(self, task, rows, whose, device): return _one_member(task.batch(rows[0], device))
     def named_weights(self): return [(n.removeprefix('reader.model.'), p[None], p) for n,p in self.named_parameters()]
     def buffers_now(self): return {n.removeprefix('reader.model.'): b for n,b in self.named_buffers()}
 
+def _one_member(b): return Batch(b.x, b.y[None], b.sample_id[None])
+
 class _Many(Stack):
     def __init__(self, models, site): super().__init__(models, lambda m: Reader(m, site))
+    def batch(self, task, rows, whose, device):
+        b = task.batch(rows, device) # one fetch for all members of a seed, which see the same examples in the same order
+        return b if torch.equal(whose, torch.arange(len(b.y))) else Batch(*(o[whose.to(o.device)] for o in b))
     def named_weights(self): return [(n, p, p) for n,p in zip(self.names, self.weights)]
     def buffers_now(self): return {} # models with buffers are not stacked
 
@@ -165,23 +175,27 @@ class _Progress:
     def __init__(self, net, opt, members, device):
         self.net,self.opt,self.step,self.history,self.facts = net,opt,0,[],{}
         self.sums = torch.zeros(3, members, device=device) # task loss, auxiliary loss, steps
-        self.best = {n: p.detach().clone() for n,_,p in net.named_weights()}
+        self.best = {n: p.detach().clone() for n,_,p in self.moving()}
         self.score = torch.full((2, members), -torch.inf, device=device) # accuracy, less the loss
         self.best_buffers = {n: b.clone() for n,b in net.buffers_now().items()}
 
+    def moving(self): return [o for o in self.net.named_weights() if o[2].requires_grad] # the rest stays as it was
+    def rng(self): return torch.cuda.get_rng_state(self.sums.device) if self.sums.is_cuda else torch.get_rng_state()
+
     def save(self):
-        parts = dict(now={n: p for n,_,p in self.net.named_weights()}, best=self.best, opt=optimizer_tensors(self.opt), buffers=self.net.buffers_now(), best_buffers=self.best_buffers,
-                     own=dict(sums=self.sums, score=self.score, rng=torch.get_rng_state()))
+        parts = dict(now={n: p for n,_,p in self.moving()}, best=self.best, opt=optimizer_tensors(self.opt), buffers=self.net.buffers_now(), best_buffers=self.best_buffers,
+                     own=dict(sums=self.sums, score=self.score, rng=self.rng()))
         return {f'{a}/{b}': v for a,o in parts.items() for b,v in o.items()},dict(step=self.step, history=self.history, facts=self.facts, whose=self.whose)
 
     @torch.no_grad()
     def load(self, tensors, facts):
         if facts['whose'] != self.whose: raise ValueError('the checkpoint belongs to another training (configuration, task, seeds, site or λ differ): remove it or name another file')
         part = lambda a: {k[len(a)+1:]: v for k,v in tensors.items() if k.startswith(a+'/')}
-        for n,_,p in self.net.named_weights(): p.copy_(part('now')[n]); self.best[n].copy_(part('best')[n])
+        for n,_,p in self.moving(): p.copy_(part('now')[n]); self.best[n].copy_(part('best')[n])
         for n,b in self.net.buffers_now().items(): b.copy_(part('buffers')[n]); self.best_buffers[n].copy_(part('best_buffers')[n])
         restore_optimizer(self.opt, part('opt'))
-        self.sums.copy_(part('own')['sums']); self.score.copy_(part('own')['score']); torch.set_rng_state(part('own')['rng'])
+        self.sums.copy_(part('own')['sums']); self.score.copy_(part('own')['score'])
+        torch.cuda.set_rng_state(part('own')['rng'], self.sums.device) if self.sums.is_cuda else torch.set_rng_state(part('own')['rng'])
         self.step,self.history,self.facts = facts['step'],facts['history'],facts['facts']
 
 # %% ../nbs/sharpening/01_training.ipynb #ba16b2ee
@@ -218,15 +232,23 @@ def _first_look(net, task, aux, losses, config):
     return dict(first_aux_loss=aux.tolist(), gradient_ratio=ratio.tolist())
 
 @torch.no_grad()
-def _validate(s, x, y, config):
-    s.net.eval()
-    logits = torch.cat([s.net(o, share=True)[0].float() for o in x.split(1024)], 1)
-    s.net.train()
-    loss = F.cross_entropy(logits.transpose(1, 2), y.expand(len(logits), -1), reduction='none').mean(1)
-    accuracy = (logits.argmax(-1) == y).float().mean(1)
+def _scores(net, task, device):
+    "Loss and accuracy of every member on the validation split"
+    found,size = [],1024 if isinstance(task.x, torch.Tensor) else 64
+    net.eval()
+    for b in batches(task, 'validation', size, device=device, grouped=True):
+        logits = net(b.x, share=True)[0].float()
+        loss = F.cross_entropy(logits.transpose(1, 2), b.y.expand(len(logits), -1), reduction='none')
+        found.append(torch.stack([loss, (logits.argmax(-1) == b.y).float()]))
+    net.train()
+    return torch.cat(found, -1).mean(-1)
+
+@torch.no_grad()
+def _validate(s, task, config):
+    loss,accuracy = _scores(s.net, task, s.score.device)
     better = (accuracy > s.score[0]) | ((accuracy == s.score[0]) & (-loss > s.score[1])) | (config.select == 'last')
     s.score = torch.where(better, torch.stack([accuracy, -loss]), s.score)
-    for n,view,p in s.net.named_weights():
+    for n,view,p in s.moving():
         if view is p: s.best[n][better] = p[better]
         elif better[0]: s.best[n].copy_(p)
     if better[0]: s.best_buffers = {n: b.clone() for n,b in s.net.buffers_now().items()}
@@ -254,13 +276,12 @@ def finetune(models:list, # Models of one architecture; changed in place
             )->list: # One `Fit` a model
     "Train models on the task and towards their targets, together where that is faster"
     aux = aux or [Auxiliary()]*len(models)
-    seeds,site = list(range(len(models))) if seeds is None else seeds,site or getattr(models[0], 'site', None)
-    if site is None: raise ValueError(f'{type(models[0]).__name__} has no `site` of its own: pass site=, one of `sites(model)`')
+    seeds,site,task = list(range(len(models))) if seeds is None else seeds,own_site(models[0], site),as_read(models[0], task)
     if not len(models) == len(aux) == len(seeds): raise ValueError(f'{len(models)} models, {len(aux)} auxiliary losses and {len(seeds)} seeds: give one each')
     if stackable(models): return _fit(_Many(models, site), models, task, config, aux, site, seeds, checkpoint)
     files = [checkpoint and f'{checkpoint}.{i}.safetensors' for i in range(len(models))]
     def alone(m, a, s, f):
-        with seeded(stream_seed(s, 'dropout')): return _fit(_Solo(m, site), [m], task, config, [a], site, [s], f)[0]
+        with seeded(stream_seed(s, 'dropout')): return _fit(_Solo(m, site, a.rule), [m], task, config, [a], site, [s], f)[0]
     return [alone(*o) for o in zip(models, aux, seeds, files)]
 
 # %% ../nbs/sharpening/01_training.ipynb #f26b6d6a
@@ -272,7 +293,7 @@ def _fit(net, models, task, config, aux, site, seeds, checkpoint):
     if device.index is not None: torch.cuda.set_device(device)
     AcceleratorState._reset_state(True) # a process may train twice, at two precisions
     accelerator = Accelerator(cpu=device.type == 'cpu', mixed_precision=config.precision)
-    names = trainable(models[0], site, config.part, task.batch(task.splits['train'][:2]).x.to(next(models[0].parameters()).device))
+    names = trainable(models[0], site, config.part, task.batch(task.splits['train'][:2], next(models[0].parameters()).device).x)
     if not (names := {n for n,p in models[0].named_parameters() if p.requires_grad} & set(names)): raise ValueError(f'part={config.part!r} has no parameters at {site}: choose another part or site')
     frozen = {n: p.requires_grad for n,p in models[0].named_parameters()}
     for n,_,p in net.named_weights(): p.requires_grad_(n in names)
@@ -282,14 +303,24 @@ def _fit(net, models, task, config, aux, site, seeds, checkpoint):
                  sgd=lambda: torch.optim.SGD(moving, lr=config.lr, momentum=.9, weight_decay=config.weight_decay))
     net,opt = accelerator.prepare(net, kinds[config.optimizer]())
     s = _Progress(net, opt, M, device)
-    s.whose = config_hash(dict(config=config, task=task.fingerprint, seeds=seeds, site=site, aux=[(a.weight, a.loss, a.detach) for a in aux]))
-    _loop(s, task, config, _Losses(aux, device), seeds, accelerator, Checkpoint(checkpoint))
+    s.whose = config_hash(dict(config=config, task=task.fingerprint, seeds=seeds, site=site, aux=[(a.weight, a.loss, a.detach, a.rule) for a in aux]))
+    with _recomputing(models[0], config.checkpointing): _loop(s, task, config, _Losses(aux, device), seeds, accelerator, Checkpoint(checkpoint))
     return _finish(s, models, frozen)
 
 # %% ../nbs/sharpening/01_training.ipynb #cc9c6b09
+@contextmanager
+def _recomputing(model, on):
+    "Gradient checkpointing inside the block"
+    if not on: yield; return
+    if not getattr(model, 'supports_gradient_checkpointing', False): raise ValueError(f'checkpointing=True: {type(model).__name__} cannot recompute its activations; leave it off')
+    switch = lambda to: getattr(model, f'activation_checkpointing_{to}', getattr(model, f'gradient_checkpointing_{to}')) # transformers 5.2x renamed it
+    switch('enable')(dict(use_reentrant=False))
+    try: yield
+    finally: switch('disable')()
+
+# %% ../nbs/sharpening/01_training.ipynb #aa153902
 def _loop(s, task, config, losses, seeds, accelerator, checkpoint):
     device,N,B = s.score.device,len(task.splits['train']),min(config.batch_size, len(task.splits['train']))
-    val = task.batch(task.splits['validation'], device)
     orders,whose = torch.tensor(seeds).unique(return_inverse=True)
     per_epoch = -(-N//B)
     total,epoch,rows = per_epoch*config.epochs,-1,None
@@ -298,25 +329,21 @@ def _loop(s, task, config, losses, seeds, accelerator, checkpoint):
         for step in progress(range(s.step, total), f'fine-tuning {len(seeds)} model{"s"*(len(seeds) > 1)}', total - s.step):
             if epoch != step//per_epoch:
                 epoch = step//per_epoch
-                rows = torch.stack([order(task, 'train', o, epoch) for o in orders.tolist()])
+                rows = torch.stack([order(task, 'train', o, epoch, B) for o in orders.tolist()])
             i = step % per_epoch
             for g in s.opt.param_groups: g['lr'] = config.lr*lr_factor(step, total, config.warmup, config.decay, config.schedule)
-            _step(s, [_give(task.batch(o, device), whose) for o in rows[:, i*B:(i+1)*B].chunk(config.accumulation, 1)], losses, accelerator, config)
-            if i == per_epoch - 1: _validate(s, val.x, val.y, config)
+            _step(s, [s.net.batch(task, o, whose, device) for o in rows[:, i*B:(i+1)*B].chunk(config.accumulation, 1)], losses, accelerator, config)
+            if i == per_epoch - 1: _validate(s, task, config)
             checkpoint(s.save, stop, last=step == total-1)
 
-# %% ../nbs/sharpening/01_training.ipynb #442bf50e
-def _give(batch, whose):
-    if torch.equal(whose, torch.arange(len(batch.y))): return batch
-    return Batch(*(o[whose.to(o.device)] for o in batch))
-
-# %% ../nbs/sharpening/01_training.ipynb #1ad673b8
+# %% ../nbs/sharpening/01_training.ipynb #be0375a0
 @torch.no_grad()
 def _finish(s, models, flags):
     out = []
     for m,model in enumerate(models):
-        best = {n: (s.best[n][m] if view is p else s.best[n]).cpu() for n,view,p in s.net.named_weights()}
-        model.cpu().load_state_dict({**model.state_dict(), **best, **s.best_buffers})
+        best = {n: (s.best[n][m] if view is p else s.best[n]).cpu() for n,view,p in s.moving()}
+        now = model.cpu().state_dict()
+        model.load_state_dict({**now, **{n: v for n,v in {**best, **s.best_buffers}.items() if n in now}}) # not every buffer is kept on disk
         for n,p in model.named_parameters(): p.requires_grad_(flags[n])
         history = [dict(epoch=i, **{k: v[m] for k,v in row.items() if k != 'best'}) for i,row in enumerate(s.history)]
         facts = dict(best_epoch=max(i for i,row in enumerate(s.history) if row['best'][m]), **{k: v[m] for k,v in s.facts.items()})
