@@ -6,7 +6,7 @@
 __all__ = ['StepResult', 'SparseStep', 'sparse_pays', 'tune_allocator']
 
 # %% ../../nbs/sae/00_kernels.ipynb #592138fe
-import ctypes,platform
+import ctypes,importlib.util,platform
 from dataclasses import dataclass
 
 import torch
@@ -56,9 +56,9 @@ def _matmul32(x, W): # oneDNN has AVX-512 loops on processors where MKL uses AVX
 # %% ../../nbs/sae/00_kernels.ipynb #a9566fdd
 @patch
 def _start(self:SparseStep, device):
-    name = self.backend if self.backend != 'auto' else dict(cpu='compiled', cuda='triton').get(device.type, 'torch')
+    name = self.backend if self.backend != 'auto' else dict(cpu='compiled', cuda='triton' if importlib.util.find_spec('triton') else 'torch').get(device.type, 'torch')
     if name == 'compiled': from sae_ception.sae.compiled import CompiledBackend as backend # numba takes a second to import, and only large coders need it
-    elif name == 'triton': from sae_ception.sae.gpu import TritonBackend as backend # comes with torch for CUDA only
+    elif name == 'triton': from sae_ception.sae.gpu import TritonBackend as backend # Triton comes with torch for CUDA only
     else: backend = TorchBackend
     self.engine = backend()
     self.low = self.precision == 'bfloat16' or self.precision == 'auto' and _native_bf16(device)
