@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['f32', 'i32', 'parallel', 'wide', 'kth', 'maxima', 'candidates', 'dot', 'exact', 'keep', 'top_rows', 'count_rows',
-           'collect_rows', 'exact_rows', 'keep_rows', 'add_rows', 'residual_rows', 'by_feature', 'feature_gradient',
-           'gradient_rows', 'adam_row', 'shadow_row', 'update_rows', 'CompiledBackend']
+           'collect_rows', 'exact_rows', 'keep_rows', 'narrow', 'relu_rows', 'mask_rows', 'add_rows', 'residual_rows',
+           'by_feature', 'feature_gradient', 'gradient_rows', 'adam_row', 'shadow_row', 'update_rows',
+           'CompiledBackend']
 
 # %% ../../nbs/sae/00_compiled.ipynb #1147c90c
 import math
@@ -188,6 +189,35 @@ def keep_rows(lo, hi, least, ties, start, cols, values, stop):
         n,ties = keep(cols[a:stop[t]], values[a:stop[t]], stop[t] - a, least, ties)
         stop[t] = a + n
 
+# %% ../../nbs/sae/00_compiled.ipynb #b233391a
+@_compile
+def narrow(v, shift):
+    u = f32(v).view(np.uint32)
+    if shift: u = np.uint32((u + np.uint32(0x7fff) + ((u >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)) # round to bfloat16, half to even
+    return i32(u)
+
+@_compile
+def relu_rows(lo, hi, z, shift, bias, sums, fired):
+    for t in range(lo, hi):
+        row,n,s = z[t],i32(0),f32(0)
+        for j in range(len(row)):
+            v = wide(row[j], shift) + bias[j]
+            on = v > 0
+            v = v if on else f32(0)
+            row[j] = narrow(v, shift)
+            n += i32(on); s += v; fired[j] |= np.uint8(on)
+        sums[0] += n; sums[1] += s
+
+@_compile
+def mask_rows(lo, hi, z, dz, shift, penalty, gb):
+    for t in range(lo, hi):
+        row,g = z[t],dz[t]
+        for j in range(len(row)):
+            v = wide(g[j], shift) + penalty
+            v = v if row[j] > 0 else f32(0)
+            gb[j] += v
+            g[j] = narrow(v, shift)
+
 # %% ../../nbs/sae/00_compiled.ipynb #dfadb69b
 @_compile
 def add_rows(r, D, cols, values, p, e):
@@ -271,9 +301,7 @@ def adam_row(w, m, v, g, rate, b1, o1, b2, o2, eps, c):
 
 @_compile
 def shadow_row(w, out):
-    "Round to bf16, half to even"
-    u = w.view(np.uint32)
-    for j in range(len(w)): out[j] = np.int16((u[j] + np.uint32(0x7fff) + ((u[j] >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
+    for j in range(len(w)): out[j] = narrow(w[j], 16)
 
 # %% ../../nbs/sae/00_compiled.ipynb #e06eba5a
 @_compile
@@ -321,11 +349,11 @@ class CompiledBackend:
 @patch
 def select(self:CompiledBackend, pre, bias, x, E, activation, k):
     "The active features of every row"
-    B,wide = len(pre),pre.dtype == torch.bfloat16
-    args = pre.view(torch.int16 if wide else torch.int32),16 if wide else 0,bias,f32(2**-7 if wide else 0)
+    B,(bits,shift) = len(pre),_bits(pre)
+    args = bits,shift,bias,f32(2**-7 if shift else 0)
     stop = self.buffer('stop', (B,), torch.int64)
     if activation == 'topk':
-        k = min(int(k), pre.shape[1])
+        k = min(int(k), bits.shape[1])
         cols,values = self.buffer('cols', (B*k,), torch.int32),self.buffer('values', (B*k,))
         self.run(top_rows, self.even(B), *args, x, E, k, cols, values, stop)
         return Codes(torch.arange(B)*k, stop, cols, values)
@@ -341,12 +369,29 @@ def select(self:CompiledBackend, pre, bias, x, E, activation, k):
     return Codes(start[:-1], stop, cols, values)
 
 # %% ../../nbs/sae/00_compiled.ipynb #a6ca5975
+def _bits(x): return (x.view(torch.int16), 16) if x.dtype == torch.bfloat16 else (x.view(torch.int32), 0)
+
 @patch
 def count(self:CompiledBackend, pre, bias):
     "Number of positive pre-activations"
-    counts,wide = self.buffer('counts', (len(pre),), torch.int32),pre.dtype == torch.bfloat16
-    self.run(count_rows, self.even(len(pre)), pre.view(torch.int16 if wide else torch.int32), 16 if wide else 0, bias, f32(0), f32(1e-37), counts)
+    counts = self.buffer('counts', (len(pre),), torch.int32)
+    self.run(count_rows, self.even(len(pre)), *_bits(pre), bias, f32(0), f32(1e-37), counts)
     return counts.sum()
+
+@patch
+def rectify(self:CompiledBackend, pre, bias):
+    "Codes in the place of pre-activations; how many are on, their sum, and which features are"
+    sums,fired = torch.zeros(self.pieces, 2, dtype=torch.float64),torch.zeros(self.pieces, len(bias), dtype=torch.uint8)
+    self.run(relu_rows, self.even(len(pre)), *_bits(pre), bias, own=(sums, fired))
+    on,total = sums.sum(0)
+    return pre,on.long(),total.float(),fired.any(0)
+
+@patch
+def mask(self:CompiledBackend, z, dz, penalty):
+    "Gradients of codes become those of pre-activations, in place; their sums by feature"
+    gb = torch.zeros(self.pieces, z.shape[1])
+    self.run(mask_rows, self.even(len(z)), _bits(z)[0], *_bits(dz), f32(penalty), own=(gb,))
+    return gb.sum(0)
 
 # %% ../../nbs/sae/00_compiled.ipynb #c7a29047
 @patch

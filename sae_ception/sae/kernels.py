@@ -6,7 +6,7 @@
 __all__ = ['StepResult', 'SparseStep', 'sparse_pays', 'tune_allocator']
 
 # %% ../../nbs/sae/00_kernels.ipynb #592138fe
-import ctypes,platform
+import ctypes,importlib.util,platform
 from dataclasses import dataclass
 
 import torch
@@ -42,7 +42,7 @@ class SparseStep:
                 ):
         if activation not in ('topk', 'batchtopk', 'relu'): raise ValueError(f'there is no sparse step for {activation}: choose topk, batchtopk or relu, or train with autograd')
         store_attr()
-        self.engine = self.shadow = self.pre = None
+        self.engine = self.shadow = self.pre = self.room = None
 
 # %% ../../nbs/sae/00_kernels.ipynb #5f138c2a
 def _native_bf16(device): # does the processor multiply bfloat16 itself?
@@ -56,9 +56,9 @@ def _matmul32(x, W): # oneDNN has AVX-512 loops on processors where MKL uses AVX
 # %% ../../nbs/sae/00_kernels.ipynb #a9566fdd
 @patch
 def _start(self:SparseStep, device):
-    name = self.backend if self.backend != 'auto' else dict(cpu='compiled', cuda='triton').get(device.type, 'torch')
+    name = self.backend if self.backend != 'auto' else dict(cpu='compiled', cuda='triton' if importlib.util.find_spec('triton') else 'torch').get(device.type, 'torch')
     if name == 'compiled': from sae_ception.sae.compiled import CompiledBackend as backend # numba takes a second to import, and only large coders need it
-    elif name == 'triton': from sae_ception.sae.gpu import TritonBackend as backend # comes with torch for CUDA only
+    elif name == 'triton': from sae_ception.sae.gpu import TritonBackend as backend # Triton comes with torch for CUDA only
     else: backend = TorchBackend
     self.engine = backend()
     self.low = self.precision == 'bfloat16' or self.precision == 'auto' and _native_bf16(device)
@@ -127,17 +127,20 @@ SparseStep.dense_above = .03 # Share of active entries above which relu works wi
 # %% ../../nbs/sae/00_kernels.ipynb #4c0829ad
 @patch
 def _dense(self:SparseStep, pre, p, target, ends, scale, penalty):
-    z,D = pre.add_(p['b_enc'].to(pre.dtype)).relu_(),p['W_dec'].to(pre.dtype)
-    levels = list(zip((0, *ends[:-1]), ends))
+    z,on,total,fired = self.engine.rectify(pre, p['b_enc'])
+    levels,D,x = list(zip((0, *ends[:-1]), ends)),p['W_dec'].to(z.dtype),self.inner.to(z.dtype)
     r = torch.stack([(z[:, a:b] @ D[a:b]).float() for a,b in levels]).cumsum(0) - target
     G = (r*scale[:, None, None]).flip(0).cumsum(0).flip(0)
-    dz,gD,on = torch.empty_like(z),torch.empty_like(p['W_dec']),z > 0
-    for g,(a,b) in zip(G.to(pre.dtype), levels): dz[:, a:b],gD[a:b] = g @ D[a:b].T,z[:, a:b].T @ g
-    dz.add_(penalty).mul_(on)
-    self.more = More(torch.arange(len(D), device=D.device), gD, (dz.T @ self.inner.to(pre.dtype)).float(), dz.sum(0, dtype=torch.float32))
+    if self.room is None or self.room[0].shape != z.shape: self.room = torch.empty_like(z),torch.empty_like(p['W_dec']),torch.empty_like(p['W_enc'])
+    dz,gD,gE = self.room
+    for g,(a,b) in zip(G.to(z.dtype), levels):
+        torch.mm(g, D[a:b].T, out=dz[:, a:b])
+        gD[a:b] = z[:, a:b].T @ g
+    gb = self.engine.mask(z, dz, penalty)
+    self.more = More(torch.arange(len(D), device=D.device), gD, gE.copy_(dz.T @ x), gb)
     self.engine.clear(target, len(D), torch.tensor(ends, device=D.device))
     self.gb_dec,self.top,self.last = G[0].sum(0),lambda: G[0],lambda: r[-1]
-    return r.square().sum((1, 2)),on.sum(),z.sum(dtype=torch.float32),on.any(0)
+    return r.square().sum((1, 2)),on,total,fired
 
 # %% ../../nbs/sae/00_kernels.ipynb #62905d37
 @patch

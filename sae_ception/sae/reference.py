@@ -158,6 +158,20 @@ def select(self:TorchBackend,
     first,self.least = offsets(row[on], B),values[on].min() if on.any() else values.new_zeros(())
     return Codes(first[:-1], first[1:], col[on].int(), values[on])
 
+# %% ../../nbs/sae/00_reference.ipynb #ed81859c
+@patch
+def rectify(self:TorchBackend, pre, bias):
+    "Codes in the place of pre-activations; how many are on, their sum, and which features are"
+    z = pre.add_(bias.to(pre.dtype)).relu_()
+    on = z > 0
+    return z,on.sum(),z.sum(dtype=torch.float32),on.any(0)
+
+@patch
+def mask(self:TorchBackend, z, dz, penalty):
+    "Gradients of codes become those of pre-activations, in place; their sums by feature"
+    dz.add_(penalty).mul_(z > 0)
+    return dz.sum(0, dtype=torch.float32)
+
 # %% ../../nbs/sae/00_reference.ipynb #aa7db20b
 @patch
 def residuals(self:TorchBackend,
