@@ -18,6 +18,7 @@ from scipy.stats import binomtest
 from torch import nn
 
 from ..core import generator,logger
+from ..reading import call,evaluating
 from ..sites import replace
 
 # %% ../../nbs/metrics/08_robustness.ipynb #20ba4625
@@ -141,18 +142,11 @@ def fgsm(f, # Gives logits [B, C] for inputs [B, ...]
 def _still(model):
     "Evaluation mode and no gradients for parameters, inside the block"
     if not isinstance(model, nn.Module): yield; return
-    modes,flags = {m: m.training for m in model.modules()},{p: p.requires_grad for p in model.parameters()}
+    flags = {p: p.requires_grad for p in model.parameters()}
     try:
-        model.eval().requires_grad_(False)
-        yield
+        with evaluating(model.requires_grad_(False)): yield
     finally:
-        for m,mode in modes.items(): m.training = mode
         for p,flag in flags.items(): p.requires_grad_(flag)
-
-def _answers(model, x):
-    "Logits of a model, ours or of Hugging Face"
-    out = model(**x) if isinstance(x, Mapping) else model(x)
-    return getattr(out, 'logits', out)
 
 # %% ../../nbs/metrics/08_robustness.ipynb #b44f2e20
 def _embedding(model):
@@ -176,17 +170,17 @@ def embedding_size(model, # A Hugging Face model of texts
 # %% ../../nbs/metrics/08_robustness.ipynb #bd7950bf
 def _attackable(model, x):
     "What is moved, its mask, and how logits come from it"
-    if not isinstance(x, Mapping): return x,None,lambda o: _answers(model, o)
+    if not isinstance(x, Mapping): return x,None,lambda o: call(model, o)
     layer,site = _embedding(model)
     def f(o):
-        with replace(model, site, lambda h: o): return _answers(model, x)
+        with replace(model, site, lambda h: o): return call(model, x)
     return layer(x['input_ids']).detach(),x['attention_mask'],f
 
 def _pick(x, rows): return {k: v[rows] for k,v in x.items()} if isinstance(x, Mapping) else x[rows]
 
 def _withstand(model, x, y, eps, radius, attack, rows, **options):
     "Which examples [B] are answered rightly at each eps, as bool [E, B]"
-    with torch.no_grad(): logits = _answers(model, x)
+    with torch.no_grad(): logits = call(model, x)
     if not logits.isfinite().all(): raise ValueError('the model answers NaN or infinity on plain inputs: there is nothing to attack')
     right,out = logits.argmax(1) == y,[]
     for e in eps:
@@ -253,7 +247,7 @@ def _unscaled(model, task):
     if task.kind != 'image' or isinstance(task.x, torch.Tensor): return (lambda x: x),model
     scale = lambda x: [o.to(x.device) for o in (task.x.mean, task.x.std)]
     def pixels(x, o=None): mean,std = scale(x); return (x*std + mean).clamp(0, 1)
-    def reads(x): mean,std = scale(x); return _answers(model, (x - mean)/std)
+    def reads(x): mean,std = scale(x); return call(model, (x - mean)/std)
     return pixels,reads
 
 # %% ../../nbs/metrics/08_robustness.ipynb #743ed5ef
