@@ -135,7 +135,9 @@ def read_model(auto, # A class such as `AutoModelForCausalLM`
 def _build(auto, name, config, seed, dtype, revision, what):
     "A model of the class `auto`: new if the name spells one, read otherwise"
     with seeded(seed):
-        if is_fresh(name): model = auto.from_config(config).to(dtype).eval()
+        if is_fresh(name):
+            try: model = auto.from_config(config).to(dtype).eval()
+            except ValueError: raise ValueError(f'model={name!r}: models of type {config.model_type} cannot be {what}; choose another model for this task') from None
         else: model = _fetch(what, name, lambda: read_model(auto, name, dtype, config=config, revision=revision))
     if hasattr(model.config, 'use_cache'): model.config.use_cache = False # keys and values are for generation, which asks for them itself
     return model
@@ -154,7 +156,7 @@ def load_lm(name:str, # Hub name, folder, or a new one such as `gpt2:128x4`
         if tokenizer is None: raise ValueError(f'model={name!r} is new and has no tokenizer: pass one, such as `train_tokenizer(texts)`')
         config = fresh_config(name, vocab_size=len(tokenizer), **_special(tokenizer))
     tokenizer = tokenizer or load_tokenizer(name, revision)
-    model = _build(AutoModelForCausalLM, name, config, seed, kind, revision, 'the language model')
+    model = _build(AutoModelForCausalLM, name, config, seed, kind, revision, 'a language model')
     if (rows := model.get_input_embeddings().num_embeddings) < len(tokenizer):
         raise ValueError(f'model {name!r} embeds {rows} tokens and its tokenizer has {len(tokenizer)}: they do not belong together')
     return model,tokenizer
