@@ -317,7 +317,7 @@ def logit_changes(model, # A classifier or a language model
             made.positions = None if clean.mask.all() else clean.mask
             with made: moved = (_predict(model, clean.b)[0].double() - clean.logits.double())[clean.labels >= 0]
             total,n = total + (moved - moved.mean(-1, keepdim=True)).sum(0),n + len(moved)
-    return total/n
+    return (total/n).cpu()
 
 # %% ../../nbs/interpret/04_interventions.ipynb #54784f1e
 def _outcomes(logits, labels, of):
@@ -369,7 +369,7 @@ def contributions(model, # A classifier or a language model
             part = slice(*torch.searchsorted(number, number.new_tensor([start, start + rows])).tolist())
             change = _without(sae, clean, number[part] - start, place[part], feature[part], value[part])
             sample = pairs[start:start+rows]//width
-            with replace(model, target, lambda h: h + _shaped(change, h, clean.at).to(h.dtype)): found = _predict(model, _take(clean.b, sample, sample.device))
+            with replace(model, target, lambda h: h + _shaped(change, h, clean.at)): found = _predict(model, _take(clean.b, sample, sample.device))
             lost.append(before[sample] - _outcomes(*found, of))
     return _sparse(pairs//width, pairs % width, torch.cat(lost), (len(before), width))
 
@@ -378,7 +378,7 @@ def _slope(model, target, clean, shift, of):
     "Gradient of the outcomes at the target, moved by `shift` [B, P, d_out]"
     seen = []
     def leaf(h):
-        seen.append((h + _shaped(shift, h, clean.at).to(h.dtype)).detach().requires_grad_())
+        seen.append((h + _shaped(shift, h, clean.at)).detach().requires_grad_())
         return seen[0]
     with torch.enable_grad(),replace(model, target, leaf): outcome = _outcomes(*_predict(model, clean.b), of).sum()
     return _rows(torch.autograd.grad(outcome, seen[0])[0], clean.at, 'writes', clean.y.shape[-1])
