@@ -70,10 +70,11 @@ def bootstrap(values, # What was measured [n], or [n, m]
     (index,size),old = _grouped(values, groups),np.seterr(divide='ignore', invalid='ignore')
     try:
         estimate = statistic(values)
-        if size < 2 or not np.isfinite(values).all(): return estimate,estimate*np.nan,estimate*np.nan
-        found = np.array(list(_resampled(values, index, size, statistic, n, seed)))
+        known = size > 1 and np.isfinite(values).all()
+        found = np.array(list(_resampled(values, index, size, statistic, n, seed))) if known else np.array([estimate*np.nan])
     finally: np.seterr(**old)
-    low,high = np.quantile(np.where(np.isfinite(found), found, np.nan), (_tail(size, level), 1 - _tail(size, level)), axis=0)
+    tail = _tail(size, level) if known else .5
+    low,high = np.quantile(np.where(np.isfinite(found), found, np.nan), (tail, 1 - tail), axis=0)
     return (float(estimate),float(low),float(high)) if np.ndim(estimate) == 0 else (estimate,low,high)
 
 # %% ../../nbs/metrics/00_statistics.ipynb #b41ee240
