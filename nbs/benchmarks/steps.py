@@ -103,7 +103,8 @@ class DictionaryLearning:
 
     def step(self, x):
         self.n += 1
-        return float(self.t.update(self.n, x))
+        loss = self.t.update(self.n, x)
+        return float('nan') if loss is None else float(loss) # its trainer for relu keeps the loss to itself
 
 
 class Sparsify: # the loop of sparsify's trainer around one coder

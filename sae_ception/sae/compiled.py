@@ -384,7 +384,7 @@ def rectify(self:CompiledBackend, pre, bias):
     sums,fired = torch.zeros(self.pieces, 2, dtype=torch.float64),torch.zeros(self.pieces, len(bias), dtype=torch.uint8)
     self.run(relu_rows, self.even(len(pre)), *_bits(pre), bias, own=(sums, fired))
     on,total = sums.sum(0)
-    return pre,on.long(),total.float(),fired.any(0)
+    return pre,on.long(),total.float(),fired.any(0).bool()
 
 @patch
 def mask(self:CompiledBackend, z, dz, penalty):
