@@ -17,6 +17,7 @@ from torch import nn
 
 from ..core import check,generator,write_json,write_tensors
 from .formats import hook_name,read_form
+from .kernels import SparseStep,sparse_pays
 from .sparsity import batch_top_k,cut,jumprelu,matching_pursuit,top_k
 
 # %% ../../nbs/sae/01_coders.ipynb #004be4af
@@ -136,8 +137,12 @@ def activate(self:SAE,
     if a == 'jumprelu': return jumprelu(pre, self.threshold.unsqueeze(-2), c.bandwidth, c.input_grad)
     if a == 'gated': return (pre > 0)*((pre - self.b_gate.unsqueeze(-2))*self.r_mag.exp().unsqueeze(-2) + self.b_mag.unsqueeze(-2)).relu()
     if training: return batch_top_k(pre, k, self.members is not None)
+    return pre.relu()*(pre > self._cut()[..., None, None])
+
+@patch
+def _cut(self:SAE): # The threshold of batchtopk
     if self.threshold.isnan().any(): raise ValueError('this batchtopk coder has no threshold yet: call calibrate with held-out activations')
-    return pre.relu()*(pre > self.threshold[..., None, None])
+    return self.threshold
 
 # %% ../../nbs/sae/01_coders.ipynb #8eebfc76
 @patch
@@ -234,6 +239,38 @@ def forward(self:SAE,
            )->torch.Tensor: # Reconstructions [..., N, d_out]
     "Encode and decode"
     return self.decode(self.encode(x), x)
+
+# %% ../../nbs/sae/01_coders.ipynb #58897e9c
+@patch
+def _reader(self:SAE, n, device): # A function from rows to row, feature and value of what is on
+    c,a = self.config,self.config.activation
+    if a not in ('topk', 'batchtopk', 'jumprelu') or self.W_enc.dtype != torch.float32 or not sparse_pays(c.width, c.k*(a == 'topk'), n, device):
+        def dense(x):
+            z = self.encode(x)
+            at = z.nonzero(as_tuple=True)
+            return *at,z[at].float()
+        return dense
+    theta = (dict(batchtopk=self._cut, jumprelu=lambda: self.threshold).get(a) or (lambda: self.b_enc*0))().expand_as(self.b_enc)
+    step,params = SparseStep('topk' if a == 'topk' else 'relu', c.k, precision='float32'),dict(W_enc=self.W_enc, b_enc=self.b_enc - theta)
+    def sparse(x):
+        row,col,value = step.codes(params, self._centred(self.normalise(x)).contiguous())
+        return row,col,value + theta[col]
+    return sparse
+
+# %% ../../nbs/sae/01_coders.ipynb #920db82c
+@patch
+@torch.no_grad()
+def encode_sparse(self:SAE,
+                  x:torch.Tensor, # Activations [N, d_in]
+                  numbers:int=2**25 # Numbers in the largest dense block, of 4 bytes each
+                 )->torch.Tensor: # Codes [N, F], a coalesced `torch.sparse_coo` tensor in float32
+    "The code of every row, as a list of the features that are on"
+    if self.members is not None: raise ValueError(f'rows have {self.members} codes each in a stack: take one coder of split()')
+    piece = max(1, numbers//self.config.width)
+    read = self._reader(min(len(x), piece), x.device)
+    found = [(i*piece + row, col, value) for i,o in enumerate(x.split(piece)) for row,col,value in [read(o)]]
+    row,col,value = (torch.cat(o) for o in zip(*found))
+    return torch.sparse_coo_tensor(torch.stack([row, col]), value, (len(x), self.config.width), is_coalesced=True, check_invariants=False)
 
 # %% ../../nbs/sae/01_coders.ipynb #64c8177c
 def _whitening(x): # Mean, matrix and its inverse

@@ -213,6 +213,18 @@ def _torch_update(self:SparseStep, opt):
     opt.zero_grad()
     if self.unit_norm: D.copy_(F.normalize(D, dim=-1))
 
+# %% ../../nbs/sae/00_kernels.ipynb #1d78707a
+@patch
+@torch.no_grad()
+def codes(self:SparseStep,
+          params:dict, # `W_enc` [F, d_in] and `b_enc` [F]
+          x:torch.Tensor # What the encoder multiplies [B, d_in], float32: less `b_dec`, where it is subtracted
+         )->tuple: # Row, feature and value of every entry, sorted by row and feature
+    "The active features, for inference"
+    W,b = params['W_enc'].detach(),params['b_enc'].detach()
+    if self.engine is None: self._start(x.device)
+    return self.engine.select(self._encode(x, W), b, x, W, self.activation, self.k).rows()
+
 # %% ../../nbs/sae/00_kernels.ipynb #7ddcf784
 def sparse_pays(width:int, # Number of features F
                 k, # Features on per row; 0 for relu

@@ -98,4 +98,4 @@ def matching_pursuit(x:torch.Tensor, # Rows [..., N, d]
         rest = rest - length*direction
         going = going & fresh[..., 0] & (rest.detach().norm(dim=-1) >= tolerance[..., None])
         if not going.any(): break
-    return z.view(*x.shape[:-1], -1)
+    return z.view(*x.shape[:-1], z.shape[-1])
