@@ -37,12 +37,14 @@ class Features:
     images: torch.Tensor # Pictures uint8 [N, H, W, C] by sample id; `None` for text
     grid: tuple # Patches down and across
 
+    def __repr__(self): return f'Features({self.name}: {len(self.D)} on {len(self.ends)} level{"s"*(len(self.ends) > 1)}, {len(self.outputs)} named outputs)'
+
 # %% ../../nbs/interpret/03_dashboard.ipynb #0e76a9ca
 def view_features(samples:Samples, # From `Sampler.finish` or `load_samples`
                   sae, # The coder, or decoder directions [F, d]
                   unembedding:torch.Tensor=None, # What reads the stream that the coder writes to [outputs, d]
                   outputs=None, # What those outputs are called: a tokenizer, or a list of names
-                  labels=None, # A label for some features: a dict, or a Series by feature
+                  labels=None, # A label for some features: a dict, or a Series by feature; the column `label` of `samples.features` if not given
                   images=None, # The pictures, by sample id: [N, H, W] or [N, C, H, W], in 0..1 or uint8
                   grid:tuple=None, # Patches down and across; a square if not given
                   name:str='features', # What to call the set
@@ -53,7 +55,7 @@ def view_features(samples:Samples, # From `Sampler.finish` or `load_samples`
     F,ends = len(D),(len(D),) if isinstance(sae, torch.Tensor) else sae.config.ends
     if F != len(samples.features): raise ValueError(f'{F} directions for samples of {len(samples.features)} features: give the coder that the samples are of')
     effects = _effects(D, unembedding, n) if unembedding is not None else ()
-    wanted = {} if labels is None else dict(labels)
+    wanted = dict(samples.features.get('label', pd.Series(dtype=object)).dropna() if labels is None else labels)
     if odd := [o for o in wanted if not (isinstance(o, (int, np.integer)) and 0 <= o < F)]: raise ValueError(f'a label for feature {odd[0]!r}: there are 0..{F-1}')
     pictures,grid = (None,None) if images is None else _pictures(images, samples, grid)
     return Features(name, samples, D, tuple(ends), similar_features(D, n), cofiring(samples, n), parents(samples, ends), effects, _named(effects, outputs), [str(wanted.get(f) or '') for f in range(F)], pictures, grid)
@@ -95,6 +97,8 @@ class OneFeature:
     view: Features # The set
     feature: int # Its number
 
+    def __repr__(self): return f'feature {self.feature} of {self.view.name}: {self.view.called(self.feature)}'
+
 @patch
 def __getitem__(self:Features, feature:int):
     self.samples.rows(feature)
@@ -116,7 +120,7 @@ def peaks(self:Features)->list: # One text a feature
 def _peak_words(samples, look=10, most=4):
     "Up to `most` different tokens among the first `look` contexts of each feature"
     c,words = samples.contexts,[{} for _ in range(len(samples.features))]
-    short = {i: ' '.join(o.split())[:40] for i,o in samples.texts.items()}
+    short = {i: ' '.join(o.split())[:40] or o[:8].replace(' ', '␣').replace('\n', '↵').replace('\t', '⇥') for i,o in samples.texts.items()}
     first = torch.arange(len(c['feature'])) - torch.searchsorted(c['feature'], c['feature']) < look
     first &= c['kind'] == KINDS.index('strongest')
     here = c['ids'][first].gather(1, samples._middle(first)[:,None].clamp(max=c['ids'].shape[1]-1))[:,0]
@@ -199,10 +203,10 @@ def _columns(v):
 def _feature_head(v, f, kept):
     "What the page shows of a feature besides its contexts"
     on,s = v.samples.hist[f].nonzero().flatten().tolist(),v.samples
-    pairs = lambda to, how: [[int(i), float(f'{x:.3g}')] for i,x in zip(to[f].tolist(), how[f].tolist()) if i >= 0]
+    pairs = lambda to, how, sign=0: [[int(i), float(f'{x:.3g}')] for i,x in zip(to[f].tolist(), how[f].tolist()) if i >= 0 and x*sign >= 0]
     e = v.effects
     return dict(k=[len(kept[f, k]) for k in range(len(KINDS))], h=[on[0], *s.hist[f, on[0]:on[-1]+1].tolist()] if on else [0], p=_short(s.profile[f], 3),
-                u=pairs(e[0], e[1]) if e else [], l=pairs(e[2], e[3]) if e else [], s=pairs(*v.similar), c=pairs(*v.together))
+                u=pairs(e[0], e[1], 1) if e else [], l=pairs(e[2], e[3], -1) if e else [], s=pairs(*v.similar), c=pairs(*v.together))
 
 # %% ../../nbs/interpret/03_dashboard.ipynb #05cde779
 EACH = dict(strongest=12, spread=8, random=4, near=4)

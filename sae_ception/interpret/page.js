@@ -66,10 +66,10 @@ const texts = async set => set.texts ??= (await json(`t${set.number}`))
 // ---- Words ----
 const number = x => x === null || x === undefined || Number.isNaN(x) ? '–' : x === 0 ? '0' : Math.abs(x) >= 1000 ? Math.round(x).toLocaleString('en') : Math.abs(x) >= .001 ? String(+x.toPrecision(3)) : x.toExponential(1)
 const percent = x => x === null || x === undefined ? '–' : x === 0 ? '0 %' : x < .0001 ? '< 0.01 %' : `${+(100*x).toPrecision(x < .1 ? 2 : 3)} %`
-const invisible = /[\u0000-\u001f\u007f-\u009f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\uffff]/
+const invisible = /[\u0000-\u001f\u007f-\u009f\u00ad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]/
 function show(text, e) { // Text with what is invisible made visible, cut where it is endless
   const long = text.length > 200
-  for (const part of (long ? text.slice(0, 200) : text).split(/([\u0000-\u001f\u007f-\u009f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\uffff])/)) {
+  for (const part of (long ? first(text, 200) : text).split(/([\u0000-\u001f\u007f-\u009f\u00ad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb])/)) {
     if (!part) continue
     const sign = part.length === 1 && invisible.test(part)
     e.append(sign ? el('span', { class: 'mark', text: part === '\n' ? '↵' : part === '\t' ? '⇥' : `‹${part.charCodeAt(0).toString(16).toUpperCase().padStart(4, '0')}›` }) : part)
@@ -77,8 +77,10 @@ function show(text, e) { // Text with what is invisible made visible, cut where 
   if (long) e.append(el('span', { class: 'mark', text: '…' }))
   return e
 }
-const plain = text => text.replace(/[\u0000-\u001f\u007f-\u009f\u200b-\u200f\u2028-\u202e\u2060-\u206f]/g, ' ').slice(0, 200)
-const nameOf = (set, f) => set.label[f] || set.peak[f] || (set.on[f] ? '' : 'never fired')
+const plain = text => first(text.replace(/[\u0000-\u001f\u007f-\u009f\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f]/g, ' '), 200)
+const first = (text, n) => Array.from(text).slice(0, n).join('') // whole letters
+const favourite = (set, f) => set.classes.length && set.favourite[f] !== null ? plain(set.classes[set.favourite[f]]) : ''
+const nameOf = (set, f) => set.label[f] || set.peak[f] || (set.on[f] ? favourite(set, f) : 'never fired')
 
 // ---- A list of which only what is seen exists ----
 class Lines {
@@ -135,10 +137,10 @@ const SORTS = { feature: 'number', density: 'density', max: 'max activation', sh
 let list, chains
 
 function option(f) {
-  const dead = !S.on[f], favourite = S.classes.length && S.favourite[f] !== null ? `${plain(S.classes[S.favourite[f]])} ${percent(S.share[f])} · ` : ''
+  const dead = !S.on[f], liked = favourite(S, f) && `${favourite(S, f)} ${percent(S.share[f])} · `
   return el('div', { class: dead ? 'option dead' : 'option' },
     el('span', { class: 'id', text: f }), el('span', { class: 'name', dir: 'auto', text: plain(nameOf(S, f)) || '–' }),
-    el('span', { class: 'note', text: dead ? 'dead' : `${favourite}fires on ${percent(S.density[f])}` }),
+    el('span', { class: 'note', text: dead ? 'dead' : `${liked}fires on ${percent(S.density[f])}` }),
     el('span', { class: 'end' }, S.ends.length > 1 ? el('span', { class: 'badge level', text: `level ${S.level[f] + 1}` }) : null, el('div', { text: dead ? '' : `max ${number(S.max[f])}` })))
 }
 function refresh() {
@@ -192,7 +194,7 @@ function bars(rows, most, kind = '') { // [name, value]
   }))
 }
 function link(f, note = '', set = S) {
-  return el('button', { class: 'link', dir: 'auto', title: plain(nameOf(set, f)), onclick: () => go(f, set.number) }, el('b', { text: f }), ` ${plain(nameOf(set, f)).slice(0, 24)} `, el('span', { class: 'soft', text: note }))
+  return el('button', { class: 'link', title: plain(nameOf(set, f)), onclick: () => go(f, set.number) }, el('b', { text: f }), ' ', el('bdi', { text: first(plain(nameOf(set, f)), 24) }), ' ', el('span', { class: 'soft', text: note }))
 }
 const links = (rows, word) => rows.length ? [el('h3', { text: word }), el('div', { class: 'links' }, rows.map(([f, v]) => link(f, number(v))))] : []
 
@@ -267,13 +269,13 @@ async function draw() {
   const d = await detail(S, f), parts = await contexts(d, f)
   if (mine !== drawing) return
   const facts = [['fires on', percent(S.density[f])], ['firings', number(S.on[f])], ['mean when on', number(S.mean[f])], ['max', number(S.max[f])],
-    ...(S.classes.length && S.favourite[f] !== null ? [['favourite class', `${plain(S.classes[S.favourite[f]])} ${percent(S.share[f])}`]] : [])]
+    ...(favourite(S, f) ? [['favourite class', `${favourite(S, f)} ${percent(S.share[f])}`]] : [])]
   const profile = S.classes.map((c, i) => [c, d.p[i] ?? 0]).sort((a, b) => b[1] - a[1]).slice(0, 15)
   const words = d.u.length ? await json(`w${S.number}`) : [], logit = Math.max(...[...d.u, ...d.l].map(o => Math.abs(o[1])), 1e-9)
   const logits = (rows, kind) => bars(rows.map(([w, v]) => [words[w], v, (v > 0 ? '+' : '−') + number(Math.abs(v))]), logit, kind)
   const wrap = el('button', { class: 'small', text: 'one line each', 'aria-pressed': 'false', onclick: e => e.target.setAttribute('aria-pressed', $('contexts').classList.toggle('lines')) })
   main.replaceChildren(
-    el('h2', { id: 'title', tabindex: -1 }, el('span', { text: f }), el('span', { dir: 'auto', text: plain(nameOf(S, f)) }), S.ends.length > 1 ? el('span', { class: 'badge level', text: `level ${S.level[f] + 1} of ${S.ends.length}` }) : null, S.on[f] ? null : el('span', { class: 'badge', text: 'dead' })),
+    el('h2', { id: 'title', tabindex: -1 }, el('span', { text: f }), el('bdi', { text: plain(nameOf(S, f)) }), S.ends.length > 1 ? el('span', { class: 'badge level', text: `level ${S.level[f] + 1} of ${S.ends.length}` }) : null, S.on[f] ? null : el('span', { class: 'badge', text: 'dead' })),
     el('dl', { id: 'facts' }, facts.map(([k, v]) => el('div', {}, el('dt', { text: k }), el('dd', { text: v })))),
     el('div', { id: 'columns' },
       el('section', { id: 'contexts' }, el('h2', {}, 'Contexts', S.images ? null : wrap), parts),
@@ -327,8 +329,8 @@ function followed() {
 }
 function chain(row) {
   const cells = row.cells.flatMap((c, i) => {
-    const set = sets[i], favourite = c && set.classes.length && set.favourite[c.f] !== null ? `${plain(set.classes[set.favourite[c.f]])} ${percent(set.share[c.f])} · ` : ''
-    const cell = c ? el('button', { class: 'cell', tabindex: -1, onclick: e => { e.stopPropagation(); go(c.f, i) } }, el('b', { text: c.f }), el('span', { dir: 'auto', text: plain(nameOf(set, c.f)) || '–' }), el('span', { class: 'soft', text: `${favourite}${percent(set.density[c.f])}` })) : el('span', { class: 'soft', text: '' })
+    const set = sets[i], liked = c && favourite(set, c.f) && `${favourite(set, c.f)} ${percent(set.share[c.f])} · `
+    const cell = c ? el('button', { class: 'cell', tabindex: -1, onclick: e => { e.stopPropagation(); go(c.f, i) } }, el('b', { text: c.f }), el('span', { dir: 'auto', text: plain(nameOf(set, c.f)) || '–' }), el('span', { class: 'soft', text: `${liked}${percent(set.density[c.f])}` })) : el('span', { class: 'soft', text: '' })
     return i ? [el('span', { class: 'arrow', text: c && row.start < i ? `${number(c.cosine)} ${c.shared ? '⇢' : '→'}` : '' }), cell] : [cell]
   })
   const e = el('div', { class: 'chain' }, ...cells, el('span', { class: 'badge', text: row.fate }))
@@ -359,6 +361,7 @@ function choose(i) {
   S = sets[i]; state.set = i; state.inTexts = null
   $('set').value = i
   const levels = S.ends.length > 1
+  $('deep').parentElement.classList.toggle('hide', !!S.images)
   $('levels').classList.toggle('hide', !levels)
   $('level').max = S.ends.length; $('level').value = S.ends.length; state.level = 0
   for (const o of $('sort').options) o.hidden = o.disabled = (o.value === 'share' && !S.classes.length) || (o.value === 'level' && !levels)
@@ -384,7 +387,9 @@ function keys(e) {
 }
 
 async function start() {
-  theme(matchMedia('(prefers-color-scheme: dark)').matches ? 'dark' : 'light')
+  const dark = matchMedia('(prefers-color-scheme: dark)')
+  theme(dark.matches ? 'dark' : 'light')
+  dark.addEventListener('change', () => theme(dark.matches ? 'dark' : 'light'))
   page = await json('index')
   sets = page.sets.map((s, number) => ({ ...s, ...s.columns, number }))
   for (const s of sets) {

@@ -163,66 +163,103 @@ def _rank(segment):
     return at - torch.where(new, at, 0).cummax(0).values if len(at) else at
 
 # %% ../../nbs/interpret/00_samples.ipynb #cbcd0a78
+def _in_order(feature, at, n):
+    "What sorts by (feature, at), where at is in 0..n-1"
+    key = feature*n + at
+    return (key.int() if len(key) and int(feature.max() + 1)*n < 2**31 else key).sort().indices
+
 class _Piece:
     "Some rows and their firings, in the order of (feature, token)"
     def __init__(self, parts, config):
         for k in parts[0]: setattr(self, k, torch.cat([o[k] for o in parts]))
-        self.config,self.half = config,config.window//2
-        self.stride = len(self.ids) + config.window + 1 # windows of one feature do not touch those of the next
-        key = self.feature*self.stride + self.token
-        if (int(self.feature.max()) + 1 if len(key) else 0)*self.stride < 2**31: key = key.int()
-        self.key,order = key.sort()
-        self.key,self.feature,self.token,self.value = self.key.long(),self.feature[order],self.token[order],self.value[order]
+        self.config,self.half,n = config,config.window//2,len(self.ids)
+        self.stride = n + config.window + 1 # windows of one feature do not touch those of the next
+        order = _in_order(self.feature, self.token, n)
+        self.feature,self.token,self.value = self.feature[order],self.token[order],self.value[order]
+        self.key = self.feature*self.stride + self.token
         self.hash = _window_hashes(self.ids, self.start, self.stop, config)
         self.draw = (_mix(self.hash + stream_seed(config.seed, 'samples')//2) >> 33) & (2**31 - 1) # 0..2³¹-1
-        self.low = self.start if config.whole else torch.maximum(torch.arange(len(self.ids), device=self.ids.device) - self.half, self.start)
-        self.high = self.stop if config.whole else torch.minimum(torch.arange(len(self.ids), device=self.ids.device) + self.half + 1, self.stop)
+        at = torch.arange(n, device=self.ids.device)
+        self.base = self.start if config.whole else at - self.half
+        self.low,self.high = (self.start, self.stop) if config.whole else (torch.maximum(self.base, self.start), torch.minimum(at + self.half + 1, self.stop))
+        by = self.place.argsort(stable=True)
+        by = by[self.hash[by].argsort(stable=True)]
+        by = by[self.draw[by].argsort(stable=True, descending=True)]
+        self.by_draw = _in_order(self.feature, torch.empty_like(at).scatter_(0, by, at)[self.token], n)
 
 # %% ../../nbs/interpret/00_samples.ipynb #6dcffda4
 @patch
 def peaks(self:_Piece)->torch.Tensor: # bool, by firing
     "Which firings have no stronger one of the same feature nearby; of equals the first"
     peak = torch.ones(len(self.key), dtype=torch.bool, device=self.key.device)
-    if self.config.whole: return peak # there a window is the whole context, and each counts once anyway
-    i = torch.arange(len(self.key), device=self.key.device)
+    if self.config.whole or not self.half: return peak # a whole context counts once anyway
+    i = (self.key[1:] - self.key[:-1] <= self.half).nonzero().flatten() # those with another one right behind them
     for step in range(1, self.half + 1):
-        i = i[i + step < len(self.key)]
-        i = i[self.key[i + step] - self.key[i] <= self.half]
         if not len(i): break
         same = i[self.start[self.token[i]] == self.start[self.token[i + step]]]
         rises = self.value[same + step] > self.value[same]
         peak[same[rises]] = False
         peak[same[~rises] + step] = False
+        i = i[i + step + 1 < len(self.key)]
+        i = i[self.key[i + step + 1] - self.key[i] <= self.half]
     return peak
 
 # %% ../../nbs/interpret/00_samples.ipynb #af38a203
 @patch
-def windows(self:_Piece, feature, token)->tuple: # Token ids int32 [E, W], -1 outside the context, and activations float32 [E, W]
-    "The tokens around some tokens, and what the feature does there"
-    base = self.low if self.config.whole else torch.arange(len(self.ids), device=self.ids.device) - self.half
-    base,at = base[token],torch.arange(self.config.window, device=token.device)
-    at = base[:,None] + at
-    ids = torch.where((at >= self.low[token,None]) & (at < self.high[token,None]), self.ids[at.clamp(0, len(self.ids)-1)].long(), -1).int()
-    acts,first,stop = torch.zeros(at.shape, device=at.device),feature*self.stride,feature*self.stride + self.high[token]
-    i,row = torch.searchsorted(self.key, first + self.low[token]),torch.arange(len(token), device=token.device)
-    for _ in range(self.config.window): # the next firing of each entry, as long as it lies in the window
-        row = row[i[row] < len(self.key)]
-        row = row[self.key[i[row]] < stop[row]]
-        if not len(row): break
-        acts[row, self.key[i[row]] - first[row] - base[row]] = self.value[i[row]]
-        i[row] += 1
-    return ids,acts
+def drawn(self:_Piece, segment, wanted, n)->torch.Tensor: # Numbers of firings
+    "The first `n` windows that chance draws in each segment, from the firings that are wanted"
+    o = self.by_draw[wanted[self.by_draw]]
+    if segment is not self.feature: o = o[segment[o].int().argsort(stable=True)]
+    s,h,new = segment[o],self.hash[self.token[o]],torch.ones(len(o), dtype=torch.bool, device=o.device)
+    new[1:] = s[1:] != s[:-1]
+    fresh = new.clone()
+    fresh[1:] |= h[1:] != h[:-1]
+    count = fresh.cumsum(0)
+    return o[count - torch.where(new, count, 0).cummax(0).values < n] if len(o) else o
+
+@patch
+def cut(self:_Piece, peak, n)->torch.Tensor: # Bins, by feature
+    "The bin of the histogram from which on each feature surely has `n` windows"
+    o = self.by_draw[peak[self.by_draw]]
+    f,h = self.feature[o],self.hash[self.token[o]]
+    fresh = torch.ones_like(o, dtype=torch.bool)
+    fresh[1:] = (f[1:] != f[:-1]) | (h[1:] != h[:-1])
+    o = o[fresh]
+    above = torch.bincount(self.feature[o]*BINS + _bin(self.value[o]), minlength=(int(self.feature.max()) + 1)*BINS).view(-1, BINS).flip(1).cumsum(1).flip(1)
+    return ((above >= n).sum(1) - 1).clamp(min=0)
+
+# %% ../../nbs/interpret/00_samples.ipynb #96c5d989
+@patch
+def windows(self:_Piece, i)->tuple: # Token ids int32 [E, W], -1 outside the context, and activations float32 [E, W]
+    "The tokens around some firings, and what the feature does there"
+    if not hasattr(self, 'around'):
+        at = self.base[:,None] + torch.arange(self.config.window, device=i.device)
+        self.around = torch.where((at >= self.low[:,None]) & (at < self.high[:,None]), self.ids[at.clamp(0, len(self.ids)-1)], -1).int()
+    token,first = self.token[i],self.feature[i]*self.stride
+    acts = torch.zeros(len(i), self.config.window, device=i.device)
+    acts[torch.arange(len(i), device=i.device), token - self.base[token]] = self.value[i]
+    for side in (-1, 1): # its neighbours one after the other, as long as they lie in the window
+        row,j = torch.arange(len(i), device=i.device),i.clone()
+        low,high = first + self.low[token],first + self.high[token]
+        for _ in range(self.config.window):
+            j[row] += side
+            row = row[(j[row] >= 0) & (j[row] < len(self.key))]
+            key = self.key[j[row]]
+            inside = (key >= low[row]) & (key < high[row])
+            row,key = row[inside],key[inside]
+            if not len(row): break
+            acts[row, key - first[row] - self.base[token[row]]] = self.value[j[row]]
+    return self.around[token],acts
 
 @patch
 def silent(self:_Piece, feature, token)->torch.Tensor: # bool
-    "Does the feature stay off in the whole window?"
+    "Does a feature stay off in the whole window of a token?"
     i = torch.searchsorted(self.key, feature*self.stride + self.low[token])
     return (i == len(self.key)) | (self.key[i.clamp(max=len(self.key)-1)] >= feature*self.stride + self.high[token])
 
 # %% ../../nbs/interpret/00_samples.ipynb #d4bd6483
 KINDS = 'strongest','spread','random','near'
 BINS = 256 # Of the histogram, eight an octave, from 2⁻¹⁶ to 2¹⁶
-_columns = 'feature','segment','score','place','window','offset','value'
 
 def _bin(value): return ((value.view(torch.int32).long() >> 20) - (127 - 16)*8).clamp(0, BINS - 1)
 
@@ -247,7 +284,7 @@ class Sampler:
         zeros = lambda *shape, dtype=torch.int64: torch.zeros(*shape, dtype=dtype, device=device)
         self.counts = dict(on=zeros(width), sum=zeros(width, dtype=torch.float64), square=zeros(width, dtype=torch.float64), max=zeros(width, dtype=torch.float32),
                            hist=zeros(width*BINS), by_class=zeros(width*len(classes), dtype=torch.float64), rows=zeros(1), class_rows=zeros(len(classes)))
-        self.tables,self.parts,self.pending = {},[],[0, 0]
+        self.taken,self.floors,self.parts,self.pending = {},{},[],[0, 0] # entries by kind, the score an entry needs, batches that wait
         self.whole_rows = dict(draw=zeros(0), place=zeros(0), window=zeros(0)),zeros(0, 2),zeros(0, dtype=torch.float32) # drawn rows, their firings [row, feature], values
 
 # %% ../../nbs/interpret/00_samples.ipynb #8794e0da
@@ -304,10 +341,12 @@ def flush(self:Sampler):
     self.parts,self.pending = [],[0, 0]
     self._count(p)
     self._keep_rows(p)
-    peak,bits,draw = p.peaks(),p.value.view(torch.int32).long(),p.draw[p.token]
-    self._merge('strongest', p, p.feature, bits, peak, c.strongest)
-    self._merge('spread', p, p.feature*(BINS//4) + _bin(p.value)//4, draw, peak, c.spread)
-    self._merge('random', p, p.feature, draw, torch.ones_like(peak), c.random)
+    if not len(p.key): return
+    peak,bins,bits,draw = p.peaks(),_bin(p.value),p.value.view(torch.int32).long(),p.draw[p.token]
+    octave,fits = p.feature*(BINS//4) + bins//4,lambda kind, segment, score: score >= self.floors[kind][segment] if kind in self.floors else True
+    if c.strongest: self._take('strongest', p, p.feature, bits, (peak & (bins >= p.cut(peak, c.strongest)[p.feature]) & fits('strongest', p.feature, bits)).nonzero().flatten(), c.strongest)
+    if c.spread: self._take('spread', p, octave, draw, p.drawn(octave, peak & fits('spread', octave, draw), c.spread), c.spread)
+    if c.random: self._take('random', p, p.feature, draw, p.drawn(p.feature, torch.ones_like(peak) & fits('random', p.feature, draw), c.random), c.random)
 
 # %% ../../nbs/interpret/00_samples.ipynb #2cec523a
 @patch
@@ -325,44 +364,43 @@ def _count(self:Sampler, p):
 
 # %% ../../nbs/interpret/00_samples.ipynb #6ac855d5
 @patch
-def _merge(self:Sampler, kind, p, segment, score, wanted, n):
-    "Let the firings of a piece compete with what was kept"
-    if not n: return
-    new = wanted if kind not in self.tables else wanted & (score >= self._floor(kind, n)[segment])
-    new = new.nonzero().flatten()
-    token = p.token[new]
-    fresh = dict(feature=p.feature[new], segment=segment[new], score=score[new], place=p.place[token], window=p.hash[token], offset=p.offset[token], value=p.value[new])
-    old = self.tables.get(kind) or {**{k: v[:0] for k,v in fresh.items()}, **self._look(kind, p, new[:0], token[:0], new[:0])}
-    both = {k: torch.cat([old[k], fresh[k]]) for k in _columns}
-    best = _best(*(both[k] for k in ('segment', 'score', 'place', 'window')), n)
-    was,table = best < len(old['feature']),{k: v[best] for k,v in both.items()}
-    arrived = best[~was] - len(old['feature'])
-    seen = self._look(kind, p, fresh['feature'][arrived], token[arrived], _rank(table['segment'])[~was])
-    for k,v in seen.items():
-        table[k] = v.new_empty(len(best), *v.shape[1:])
-        table[k][was],table[k][~was] = old[k][best[was]],v
-    self.tables[kind] = table
+def _take(self:Sampler, kind, p, segment, score, i, n):
+    "Take firings of a piece, with their windows; and for the first of the strongest, which similar features are silent there"
+    token = p.token[i]
+    if kind == 'strongest':
+        best = _best(segment[i], score[i], p.place[token], p.hash[token], n)
+        i,token = i[best],token[best]
+    parts = [p.windows(o) for o in i.split(2**16)]
+    new = dict(feature=p.feature[i], segment=segment[i], score=score[i], place=p.place[token], window=p.hash[token], offset=p.offset[token], value=p.value[i],
+               ids=torch.cat([o for o,_ in parts]), acts=torch.cat([o for _,o in parts]))
+    if kind == 'strongest' and self.similar is not None:
+        new['silent'] = torch.zeros(len(i), self.similar.shape[1], dtype=torch.bool, device=self.device)
+        first = (_rank(p.feature[i]) < self.config.near).nonzero().flatten()
+        for j in range(self.similar.shape[1]): new['silent'][first, j] = p.silent(self.similar[new['feature'][first], j], token[first])
+    taken = self.taken.setdefault(kind, [])
+    taken.append(new)
+    if sum(len(o['score']) for o in taken[1:])*2 > len(taken[0]['score']): self._settle(kind)
 
 # %% ../../nbs/interpret/00_samples.ipynb #87feb421
 @patch
-def _floor(self:Sampler, kind, n):
-    "The score that a firing needs, by segment"
-    t = self.tables[kind]
-    floor = torch.zeros(self.width*(BINS//4 if kind == 'spread' else 1), dtype=torch.int64, device=self.device)
-    last = _rank(t['segment']) == n - 1
-    floor[t['segment'][last]] = t['score'][last]
-    return floor
+def _settle(self:Sampler, kind):
+    "Join what was taken: the best of each segment stay"
+    n,taken = getattr(self.config, kind),self.taken[kind]
+    light = {k: torch.cat([o[k] for o in taken]) for k in ('segment', 'score', 'place', 'window')}
+    best = _best(*light.values(), n)
+    table = {k: torch.cat([o[k] for o in taken])[best] for k in taken[0]}
+    self.taken[kind] = [table]
+    floor,last = torch.zeros(self.width*(BINS//4 if kind == 'spread' else 1), dtype=torch.int64, device=self.device),_rank(table['segment']) == n - 1
+    floor[table['segment'][last]] = table['score'][last] # what a firing needs to get in
+    self.floors[kind] = floor
 
-@patch
-def _look(self:Sampler, kind, p, feature, token, rank):
-    "Windows of new entries; and for the first of the strongest, which similar features are silent there"
-    ids,acts = zip(*(p.windows(f, t) for f,t in zip(feature.split(2**16), token.split(2**16))))
-    found = dict(ids=torch.cat(ids), acts=torch.cat(acts))
-    if kind == 'strongest' and self.similar is not None:
-        found['silent'] = torch.zeros(len(feature), self.similar.shape[1], dtype=torch.bool, device=self.device)
-        first = (rank < self.config.near).nonzero().flatten()
-        for j in range(self.similar.shape[1]): found['silent'][first, j] = p.silent(self.similar[feature[first], j], token[first])
-    return found
+@patch(as_prop=True)
+def tables(self:Sampler)->dict: # Kind -> tensors
+    "What is kept so far"
+    self.flush()
+    for kind,taken in self.taken.items():
+        if len(taken) > 1 or kind not in self.floors: self._settle(kind)
+    return {kind: taken[0] for kind,taken in self.taken.items()}
 
 # %% ../../nbs/interpret/00_samples.ipynb #d9394023
 @patch
@@ -414,8 +452,8 @@ def finish(self:Sampler,
            tokenizer=None # Of transformers, for text; ids stand for themselves without one
           )->Samples:
     "What was kept so far"
-    self.flush()
-    c,kept = self.counts,[{**self.tables[k], 'kind': torch.full_like(self.tables[k]['feature'], KINDS.index(k)), 'by': self.tables[k]['feature']} for k in KINDS if k in self.tables]
+    c,tables = self.counts,self.tables
+    kept = [{**tables[k], 'kind': torch.full_like(tables[k]['feature'], KINDS.index(k)), 'by': tables[k]['feature']} for k in KINDS if k in tables]
     kept += [o for o in [self._near()] if o]
     if not kept: raise ValueError('no feature fired on any row that counts: look at the codes, the threshold and keep')
     columns = ['feature', 'kind', 'by', 'value', 'offset', 'place', 'ids', 'acts']
@@ -505,9 +543,8 @@ def of(self:Samples,
 @patch
 def state(self:Sampler)->tuple: # Tensors and facts, for `load`
     "What was counted and kept so far"
-    self.flush()
-    rows,pairs,values = self.whole_rows
-    tensors = {**{f'counts.{k}': v for k,v in self.counts.items()}, **{f'{kind}.{k}': v for kind,t in self.tables.items() for k,v in t.items()},
+    tables,(rows,pairs,values) = self.tables,self.whole_rows
+    tensors = {**{f'counts.{k}': v for k,v in self.counts.items()}, **{f'{kind}.{k}': v for kind,t in tables.items() for k,v in t.items()},
                **{f'rows.{k}': v for k,v in rows.items()}, 'pairs': pairs, 'values': values}
     return tensors,dict(fingerprint=self._fingerprint())
 
@@ -520,7 +557,7 @@ def load(self:Sampler, tensors:dict, facts:dict # What `state` gave
     "Go on from where the other sampler was"
     if facts['fingerprint'] != self._fingerprint(): raise ValueError('the state is of another sampler: another width, configuration, classes or similar features')
     tensors,parts = {k: v.to(self.device, copy=True) for k,v in tensors.items()},lambda name: {k.partition('.')[2]: v for k,v in tensors.items() if k.startswith(name + '.')}
-    self.counts,self.tables,self.parts,self.pending = parts('counts'),{k: parts(k) for k in KINDS if parts(k)},[],[0, 0]
+    self.counts,self.taken,self.floors,self.parts,self.pending = parts('counts'),{k: [parts(k)] for k in KINDS if parts(k)},{},[],[0, 0]
     self.whole_rows = parts('rows'),tensors['pairs'],tensors['values']
 
 # %% ../../nbs/interpret/00_samples.ipynb #792a37cb
