@@ -8,10 +8,8 @@ __all__ = ['Context', 'contexts_of', 'Explanation', 'Words', 'Asking', 'LocalMod
 
 # %% ../../nbs/interpret/05_explain.ipynb #f97cf248
 import json,re,time
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
 from urllib.error import HTTPError,URLError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler,Request,build_opener
@@ -304,7 +302,7 @@ def verdicts(truth, # Which cases are true [n]
     shares,(ends1,ends0) = (hit/n1, rejected/n0),(_wilson(hit, n1), _wilson(rejected, n0))
     reach = lambda i: (((shares[0] - ends1[i])/2)**2 + ((shares[1] - ends0[i])/2)**2)**.5
     accuracy = sum(shares)/2
-    return found | dict(accuracy=accuracy, low=accuracy - reach(0), high=accuracy + reach(1), f1=2*hit/max(hit + n1 + (n0 - rejected), 1), auc=_auc(t, s))
+    return found | dict(accuracy=accuracy, low=float(accuracy - reach(0)), high=float(accuracy + reach(1)), f1=2*hit/max(hit + n1 + (n0 - rejected), 1), auc=_auc(t, s))
 
 # %% ../../nbs/interpret/05_explain.ipynb #eea01072
 def _halves(on, off, seed, feature, most):
@@ -344,7 +342,7 @@ def _intruded(reader, on, off, rng, size):
     said = reader.intruder(rounds, marks) if rounds else []
     right = [a == b for a,b in zip(said, places) if a is not None]
     low,high = _wilson(sum(right), len(right))
-    return dict(accuracy=np.mean(right) if right else np.nan, low=low, high=high, n=len(right), unanswered=len(said) - len(right))
+    return dict(accuracy=float(np.mean(right)) if right else np.nan, low=low, high=high, n=len(right), unanswered=len(said) - len(right))
 
 # %% ../../nbs/interpret/05_explain.ipynb #35f4f099
 def interpret(contexts, # A table, as for `contexts_of`
