@@ -2264,6 +2264,8 @@ d = { 'settings': { 'branch': 'main',
                                      'sae_ception.viewing.OnText.samples': ('cycle/viewing.html#ontext.samples', 'sae_ception/viewing.py'),
                                      'sae_ception.viewing.OnText.view': ('cycle/viewing.html#ontext.view', 'sae_ception/viewing.py'),
                                      'sae_ception.viewing._choose': ('cycle/viewing.html#_choose', 'sae_ception/viewing.py'),
+                                     'sae_ception.viewing.open_coder': ('cycle/viewing.html#open_coder', 'sae_ception/viewing.py'),
                                      'sae_ception.viewing.open_cycle': ('cycle/viewing.html#open_cycle', 'sae_ception/viewing.py'),
                                      'sae_ception.viewing.open_task': ('cycle/viewing.html#open_task', 'sae_ception/viewing.py'),
+                                     'sae_ception.viewing.open_text': ('cycle/viewing.html#open_text', 'sae_ception/viewing.py'),
                                      'sae_ception.viewing.read_config': ('cycle/viewing.html#read_config', 'sae_ception/viewing.py')}}}
