@@ -34,7 +34,7 @@ class Health:
                  numbers:int=2**24 # Numbers in the largest block of codes, of 4 bytes each
                 ):
         if sae.members is not None: raise ValueError(f'this is a stack of {sae.members} coders: judge the members that split() gives')
-        device = sae.W_dec.device
+        if (device := sae.W_dec.device).type == 'mps': raise ValueError('sums are in float64, which mps does not have: move coder and model to the CPU')
         new = lambda *shape, dtype=torch.float64: torch.zeros(*shape, dtype=dtype, device=device)
         self.sae,self.numbers,self.n,self.centre,self.kept = by_rows(sae, device),numbers,0,None,[]
         width,ends = sae.config.width,sae.config.ends
@@ -187,7 +187,7 @@ def _guesses(x): # How else a coder may expect its input: what to say, shift and
     mean,same = x.mean(1, keepdim=True),torch.ones_like(x[:, :1])
     customs = {'SAELens: √d over the mean length': d**.5/norm.mean().item(), 'dictionary_learning: 1 over the root mean square length': 1/norm.square().mean().sqrt().item()}
     for who,s in customs.items(): yield f'multiplied by {s:.3g} ({who}; sae.rescale({s:.3g}) builds that in)',0*same,s*same
-    for s in (1/16, 1/4, 4, 16): yield f'multiplied by {s:g} (sae.rescale({s:g}) builds that in)',0*same,s*same
+    for s in (1/16, 1/8, 1/4, 1/2, 2, 4, 8, 16): yield f'multiplied by {s:g} (sae.rescale({s:g}) builds that in)',0*same,s*same
     yield 'with the mean over channels taken off each row (TransformerLens centres what blocks write)',mean,same
     yield 'with each row normalised to mean 0 and variance 1 (normalise="layer_norm")',mean,1/x.std(1, keepdim=True).clamp_min(1e-30)
 
@@ -213,13 +213,13 @@ def diagnose(sae, # An SAE or a transcoder that reads rows
 
 # %% ../../nbs/metrics/10_health.ipynb #059a1c8b
 @patch
-def kept_rows(self:Health, n=512): # The first rows that were seen: x, y
+def kept_rows(self:Health, n=256): # The first rows that were seen: x, y
     return [torch.cat(o)[:n] for o in zip(*self.kept)]
 
 @patch
 def suspicion(self:Health)->str: # Empty if there is none
-    "Whether the coder seems to expect other activations"
-    if not self._fvu()[-1] > .5: return ''
+    "Whether the coder would do twice as well with activations given otherwise"
+    if not self._fvu()[-1] > .05: return ''
     x,y = self.kept_rows()
     return diagnose(self.sae, x, y if self.sae.transcoder else None)
 
