@@ -212,14 +212,14 @@ def diagnose(sae, # An SAE or a transcoder that reads rows
 
 # %% ../../nbs/metrics/10_health.ipynb #059a1c8b
 @patch
-def kept_rows(self:Health, n=256): # The first rows that were seen: x, y
+def kept_rows(self:Health, n=_kept): # The first rows that were seen: x, y
     return [torch.cat(o)[:n] for o in zip(*self.kept)]
 
 @patch
 def suspicion(self:Health)->str: # Empty if there is none
     "Whether the coder would do twice as well with activations given otherwise"
     if not self._fvu()[-1] > .05: return ''
-    x,y = self.kept_rows()
+    x,y = self.kept_rows(256)
     return diagnose(self.sae, x, y if self.sae.transcoder else None)
 
 # %% ../../nbs/metrics/10_health.ipynb #e5946fbb

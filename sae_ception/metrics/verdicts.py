@@ -93,7 +93,7 @@ def summary(health:Health, # After all updates
         ce = found[found.measure == 'ce'].iloc[0]
         out |= dict(ce_clean=ce.clean, ce_spliced=ce.spliced, kl_spliced=found[found.measure == 'kl'].iloc[0].spliced)
         out |= {f'ce_{o.against}': o.ablated for o in found[found.measure == 'ce'].itertuples()}
-    if reference: out |= {f'reference_{k}': v for k,v in reference_health(health.sae, health.kept_rows(_kept)[0]).items()}
+    if reference: out |= {f'reference_{k}': v for k,v in reference_health(health.sae, health.kept_rows()[0]).items()}
     return out
 
 # %% ../../nbs/metrics/10_verdicts.ipynb #8a340aed
@@ -112,7 +112,8 @@ LIGHTS = dict( # name → (good, bad, what it says); good and bad are the ends o
 
 def _distance(key, v): # What is compared with the limits
     if key == 'centred_bias': return abs(v - 1)
-    return max(v, 1/v) - 1 if key == 'l0_ratio' and v > 0 else v
+    if key == 'l0_ratio' and v == v: return max(v, 1/v) - 1 if v else math.inf
+    return v
 
 # %% ../../nbs/metrics/10_verdicts.ipynb #717dd9ed
 def verdicts(found:dict, # From `summary`
