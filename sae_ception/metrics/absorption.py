@@ -154,7 +154,8 @@ def absorption(h, # Activations where the coder writes [N, d]
     "How much of each class is absorbed by features that do not stand for it"
     h,(z,D),test = matrix(h, 'h'),folded_rows(z, W_dec),np.asarray(test, dtype=bool)
     Y = switches(y, len(h))
-    if z.shape[0] != len(h) or test.shape != (len(h),): raise ValueError(f'h has {len(h)} rows, z {z.shape[0]} and test {test.shape}: they must belong to the same rows')
+    if z.shape[0] != len(h) or test.shape != (len(h),):
+        raise ValueError(f'h has {len(h)} rows, z {z.shape[0]} and test {test.shape}: they must belong to the same rows')
     if test.all() or not test.any(): raise ValueError('test marks all rows or none: some must be left to learn from, and some to test on')
     (p,score),rows,parts = truth_probes(h, Y, ~test),[],[]
     names = range(Y.shape[1]) if names is None else names
@@ -174,7 +175,8 @@ def _class_row(words, published, features, probe_f1, main_f1, least, seed):
     mean,low,high = bootstrap(kept.fraction, seed=seed) if len(kept) else (np.nan,)*3
     of = lambda o: float(o.mean()) if len(o) else np.nan
     accounted = of(words.accounted)
-    return dict(tested=n, probe_f1=probe_f1, features=features.tolist(), main_f1=main_f1, accounted=accounted, absorption=mean, low=low, high=high, full=of(kept.full),
+    return dict(tested=n, probe_f1=probe_f1, features=features.tolist(), main_f1=main_f1, accounted=accounted,
+                absorption=mean, low=low, high=high, full=of(kept.full),
                 published_fraction=of(published.fraction), published_full=of(published.full), problem=_problem(probe_f1, n, accounted, len(features), least))
 
 # %% ../../nbs/metrics/05_absorption.ipynb #6c8b3074
@@ -189,8 +191,9 @@ def summary(self:Absorption,
     enough = len(kept) >= max(least, 1)
     mean,low,high = bootstrap(kept.absorption, seed=seed) if enough else (np.nan,)*3
     of = lambda o: float(o.mean()) if enough else np.nan
-    return dict(absorption=mean, low=low, high=high, full=of(kept.full), features=of(kept.features.map(len)), main_f1=of(kept.main_f1), classes=len(kept), needed=least,
-                words=int(kept.tested.sum()), accounted=float(t.accounted.mean()), probe_f1=float(t.probe_f1.mean()), problems=t.problem[t.problem != ''].value_counts().to_dict())
+    return dict(absorption=mean, low=low, high=high, full=of(kept.full), features=of(kept.features.map(len)), main_f1=of(kept.main_f1),
+                classes=len(kept), needed=least, words=int(kept.tested.sum()), accounted=float(t.accounted.mean()), probe_f1=float(t.probe_f1.mean()),
+                problems=t.problem[t.problem != ''].value_counts().to_dict())
 
 # %% ../../nbs/metrics/05_absorption.ipynb #fd5d1195
 _letters = 'abcdefghijklmnopqrstuvwxyz'

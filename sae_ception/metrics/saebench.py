@@ -83,7 +83,8 @@ def feature_details(sae, # A coder
     "What weights and density say about each feature"
     D,E = sae.W_dec.detach().float().cpu(),getattr(sae, 'W_enc', sae.W_dec).detach().float().cpu()
     bias = next((getattr(sae, o) for o in ('b_enc', 'b_mag') if hasattr(sae, o)), torch.zeros(len(D))).detach().cpu()
-    return pd.DataFrame(dict(index=range(len(D)), feature_density=np.asarray(density, dtype=float), consistent_activation_heuristic=None, encoder_bias=bias.numpy(), encoder_norm=E.norm(dim=1).numpy(),
+    return pd.DataFrame(dict(index=range(len(D)), feature_density=np.asarray(density, dtype=float), consistent_activation_heuristic=None,
+                             encoder_bias=bias.numpy(), encoder_norm=E.norm(dim=1).numpy(),
                              encoder_decoder_cosine_sim=F.cosine_similarity(E, D).numpy() if E.shape == D.shape else np.nan,
                              max_decoder_cosine_sim=largest_cosines(D).numpy(), max_encoder_cosine_sim=largest_cosines(E).numpy()))
 
@@ -97,8 +98,9 @@ def core_metrics(found:dict, # From `reconstruction`, or `report` of health
     "SAEBench's core"
     published,get = published or {},lambda k: found.get(k)
     metrics = _effects(table) | dict(
-        reconstruction_quality=dict(explained_variance=1 - found['fvu'], explained_variance_legacy=published.get('explained_variance_legacy'), mse=get('mse'), cossim=get('cosine')),
-        shrinkage=dict(l2_norm_in=published.get('l2_norm_in'), l2_norm_out=published.get('l2_norm_out'), l2_ratio=get('l2_ratio'), relative_reconstruction_bias=get('reconstruction_bias')),
+        reconstruction_quality=dict(explained_variance=1 - found['fvu'], explained_variance_legacy=published.get('explained_variance_legacy'),
+                                    mse=get('mse'), cossim=get('cosine')),
+        shrinkage=dict({k: published.get(k) for k in ('l2_norm_in', 'l2_norm_out')}, l2_ratio=get('l2_ratio'), relative_reconstruction_bias=get('reconstruction_bias')),
         sparsity=dict(l0=get('l0'), l1=get('l1')), token_stats=dict(total_tokens_eval_reconstruction=tokens, total_tokens_eval_sparsity_variance=get('n_rows')),
         misc_metrics=feature_use(details.feature_density) | {f'average_{k}': details[k].mean() for k in ('max_encoder_cosine_sim', 'max_decoder_cosine_sim')})
     return metrics,dict(published_formulas=published, recovery=None if table is None else table.to_dict('records'))
@@ -111,7 +113,8 @@ def absorption_metrics(found:Absorption, # From `absorption`
     t = found.classes[found.classes.probe_f1 > .6]
     values = dict(absorption_fraction_score=t.published_fraction, full_absorption_score=t.published_full, num_split_features=t.features.map(len).astype(float))
     mean = {f'mean_{k}': v.mean() for k,v in values.items()} | {f'std_dev_{k}': v.std() for k,v in values.items()}
-    details = [dict(first_letter=str(k), mean_absorption_fraction=o.published_fraction, full_absorption_rate=o.published_full, num_full_absorption=round(o.published_full*o.tested) if o.tested else 0,
+    details = [dict(first_letter=str(k), mean_absorption_fraction=o.published_fraction, full_absorption_rate=o.published_full,
+                    num_full_absorption=round(o.published_full*o.tested) if o.tested else 0,
                     num_probe_true_positives=o.tested, num_split_features=len(o.features)) for k,o in t.iterrows()]
     return dict(mean=mean),details,dict(summary=found.summary(least), classes=found.classes.reset_index().to_dict('records'))
 
@@ -119,9 +122,10 @@ def probing_metrics(table # From `probe_tables`
                    )->tuple: # As above
     "SAEBench's sparse_probing"
     by = probe_means(table)
-    names = {f'{a} {k}'.strip(): f'{b}_{f"top_{k}_" if k else ""}test_accuracy' for a,b in dict(activations='llm', codes='sae').items() for k in ('', 1, 2, 5, 10, 20, 50, 100)}
+    sides,ks = dict(activations='llm', codes='sae'),('', 1, 2, 5, 10, 20, 50, 100)
+    names = {f'{a} {k}'.strip(): f'{b}_{f"top_{k}_" if k else ""}test_accuracy' for a,b in sides.items() for k in ks}
     rows = {v: by.loc[k] for k,v in names.items() if k in by.index}
-    metrics = {side: {k: o['mean'] for k,o in rows.items() if k.startswith(side)} for side in ('llm', 'sae')}
+    metrics = {side: {k: o['mean'] for k,o in rows.items() if k.startswith(side)} for side in sides.values()}
     details = [dict(dataset_name=d, **{k: o[d] for k,o in rows.items()}) for d in by.columns[3:]]
     return metrics,details,dict(scores={s: probe_means(table, s).reset_index().to_dict('records') for s in ('balanced_accuracy', 'auc', 'f1')})
 
@@ -144,8 +148,8 @@ def result(kind:str, # A key of `EVALS`
     facts = {} if sae is None else dict(plain(sae.config), d_in=sae.d_in, d_sae=sae.config.width, **plain(sae.metadata))
     more = (more or {}) | (dict(warning=COMPAT_ONLY) if kind in ('scr', 'tpp') else {})
     details = details.to_dict('records') if isinstance(details, pd.DataFrame) else list(details)
-    return plain(dict(eval_type_id=EVALS[kind], eval_config=config or {}, eval_id=str(uuid.uuid4()), datetime_epoch_millis=int(1000*time.time()), eval_result_metrics=metrics,
-                      eval_result_details=details, sae_bench_commit_hash=f'sae_ception {__version__}', sae_lens_id=name, sae_lens_release_id=release,
+    return plain(dict(eval_type_id=EVALS[kind], eval_config=config or {}, eval_id=str(uuid.uuid4()), datetime_epoch_millis=int(1000*time.time()),
+                      eval_result_metrics=metrics, eval_result_details=details, sae_bench_commit_hash=f'sae_ception {__version__}', sae_lens_id=name, sae_lens_release_id=release,
                       sae_lens_version=f'sae_ception {__version__}', sae_cfg_dict=facts, eval_result_unstructured=more))
 
 def write_result(folder, # Where to

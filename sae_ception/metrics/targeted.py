@@ -93,7 +93,8 @@ def tpp(train, # Training rows: means of activations [M, d], of codes [M, F], la
     h,z,h2,z2,D = _prepared(train, test, W_dec)
     y,y2 = numbered(train[2], len(h)),np.asarray(test[2])
     kinds = np.unique(train[2])
-    if len(kinds) < 2 or set(kinds) != set(np.unique(y2)): raise ValueError(f'classes {kinds.tolist()} in training, {np.unique(y2).tolist()} in test: TPP needs two or more, the same in both')
+    if len(kinds) < 2 or set(kinds) != set(np.unique(y2)):
+        raise ValueError(f'classes {kinds.tolist()} in training, {np.unique(y2).tolist()} in test: TPP needs two or more, the same in both')
     pairs = [(np.flatnonzero(y == c), np.flatnonzero(y != c)) for c in range(len(kinds))]
     w,b = adam_probes(h, pairs, **kw)
     score = lambda x: np.array([balanced_accuracy(x @ w[c] + b[c] > 0, y2 == k) for c,k in enumerate(kinds)])
@@ -117,9 +118,11 @@ def scr(train, # Training rows: means of activations [M, d], of codes [M, F], tw
     Y,Y2 = (np.asarray(o[2]).astype(bool) for o in (train, test))
     cells = {(a, b): np.flatnonzero((Y == (a, b)).all(1)) for a in (True, False) for b in (True, False)}
     few = min(map(len, cells.values()))
-    if not few or any(not (Y2 == o).all(1).any() for o in cells): raise ValueError('each combination of the two labels needs rows, in training and in test: a probe must be able to tell them apart')
+    if not few or any(not (Y2 == o).all(1).any() for o in cells):
+        raise ValueError('each combination of the two labels needs rows, in training and in test: a probe must be able to tell them apart')
     part = {k: v[:few] for k,v in cells.items()}
-    both = [(np.r_[part[True, True], part[(True, False) if i == 0 else (False, True)]], np.r_[part[False, False], part[(False, True) if i == 0 else (True, False)]]) for i in (0, 1)]
+    mixed = [(True, False), (False, True)]
+    both = [[np.r_[part[a, a], part[b]] for a,b in zip((True, False), mixed[::1 - 2*i])] for i in (0, 1)] # "yes" and "no" to either concept, balanced in the other
     w,b = adam_probes(h, [*both, (cells[True, True], cells[False, False])], **kw)
     at = [np.flatnonzero((Y2 == o).all(1)) for o in cells]
     accuracy = lambda x, probe, i: float(np.mean([((x[o] @ w[probe] + b[probe] > 0) == Y2[o, i]).mean() for o in at]))
