@@ -16,7 +16,7 @@ from pathlib import Path
 
 from steps import setup
 
-DATA = dict(gpt2=dict(width=512, k=8, batch=128, steps=2400), minilm=dict(width=1024, k=16, batch=64, steps=1200))
+DATA = dict(gpt2=dict(width=512, k=8, batch=128, steps=2400), minilm=dict(width=1024, k=16, batch=128, steps=600))
 LEVELS,KINDS,DEAD,TUNING_SEED = (1/16, 1/8, 1/4, 1/2, 1.),('topk', 'batchtopk', 'matryoshka'),5000,100
 RATES = 1e-3,3e-3,6e-3
 WARMUP,DECAY = .05,.3
