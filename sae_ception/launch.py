@@ -6,10 +6,10 @@
 __all__ = ['Refused', 'nearest', 'experiments', 'find_notebook', 'read_cells', 'summary', 'Parameter', 'parameters',
            'parse_value', 'grid', 'read_preset', 'read_assignments', 'changed', 'run_name', 'past_values', 'finished',
            'place', 'claimed', 'text_table', 'read_results', 'show_results', 'Lines', 'own_kernel', 'on_signals',
-           'Stopped', 'Relay', 'execute', 'run_notebook', 'sweep', 'main']
+           'Stopped', 'Relay', 'execute', 'run_notebook', 'run_dirs', 'sweep', 'report']
 
 # %% ../nbs/cycle/02_launch.ipynb #d480f07f
-import argparse,ast,difflib,fcntl,hashlib,io,itertools,json,os,re,signal,subprocess,sys,tempfile,threading,time,tokenize
+import ast,difflib,fcntl,hashlib,io,itertools,json,os,re,signal,subprocess,sys,tempfile,threading,time,tokenize
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
@@ -17,6 +17,8 @@ from pathlib import Path
 
 import yaml
 from fastcore.basics import patch
+
+from .scratch import mirrored
 
 # %% ../nbs/cycle/02_launch.ipynb #8c1394e8
 class Refused(ValueError):
@@ -168,7 +170,7 @@ def read_preset(name:str, # A path, or a name in `presets/` beside the notebook
     "The values of a preset file"
     folder = Path(notebook).parent/'presets'
     file = next((o for o in (Path(name), folder/name, folder/f'{name}.yaml') if o.is_file()), None)
-    if not file: raise Refused(f"there is no preset {name}: {nearest(Path(name).stem, [o.stem for o in folder.glob('*.yaml')])}")
+    if not file: raise Refused(f"there is no preset {name}: {nearest(Path(name).stem, [o.stem for o in folder.glob('*.yaml') if not o.stem.endswith('.slurm')])}")
     try: values = yaml.safe_load(file.read_text(encoding='utf-8'))
     except yaml.YAMLError as e: raise Refused(f"{file} is not YAML: {' '.join(str(e).split())}") from None
     if not isinstance(values, dict): raise Refused(f'{file} must be a mapping, with lines such as `seed: 1`')
@@ -346,9 +348,9 @@ _w.filterwarnings('ignore', message='IProgress not found'); del _l, _s, _w"""
 @contextmanager
 def on_signals(handler # Called with the number of the signal and the frame
               ):
-    "Have SIGINT and SIGTERM handled by `handler` inside the block"
+    "Have SIGINT, SIGTERM and SIGUSR1 handled by `handler` inside the block"
     main = threading.current_thread() is threading.main_thread() # no other thread may set handlers
-    old = {o: signal.signal(o, handler) for o in (signal.SIGINT, signal.SIGTERM)} if main else {}
+    old = {o: signal.signal(o, handler) for o in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)} if main else {}
     try: yield handler
     finally:
         for o,before in old.items(): signal.signal(o, before)
@@ -398,34 +400,46 @@ def _complaint(e):
     return f'failed in cell In [{e.exec_count}], at `{line}`\n  {message}'
 
 # %% ../nbs/cycle/02_launch.ipynb #0474b3ec
+def _mark(file, **facts):
+    "Note in the executed notebook how it ended"
+    import nbformat # a moment to load, and the help does not need it
+    nb = nbformat.read(file, 4)
+    nb.metadata['sae_ception'] = facts
+    nbformat.write(nb, file)
+
+# %% ../nbs/cycle/02_launch.ipynb #a17d9a7e
 def execute(notebook:Path, # What to execute
             file:Path, # Where the executed notebook shall be; written as it goes
-            values:dict # Parameters to inject
+            values:dict, # Parameters to inject
+            until:str='' # A place in the run to stop at, such as `cycle_0`
            )->tuple: # Exit code, and what went wrong in words
     "Execute a notebook in a kernel of this Python, in the current working directory"
-    import nbformat,papermill # a second to load, and the help does not need them
+    import papermill # a second to load, and the help does not need it
     out,err = Lines(sys.stdout),Lines(sys.stderr)
     path = lambda o: str(o).replace('{', '{{').replace('}', '}}') # papermill fills in braces
+    setup = _setup + f'\nimport os as _o; _o.environ["SAE_CEPTION_UNTIL"] = {until!r}; del _o'
+    code,why = 0,''
     with own_kernel() as manager, on_signals(Relay(manager)) as relay:
-        try: nb = papermill.execute_notebook(
+        try: papermill.execute_notebook(
             path(notebook), path(file), values, kernel_name='python3', language='python', km=manager, on_cell_start=relay.before_cell,
-            extra_arguments=[f'--IPKernelApp.exec_lines={_setup}'], stdout_file=out, stderr_file=err, report_mode=True, autosave_cell_every=10,
+            extra_arguments=[f'--IPKernelApp.exec_lines={setup}'], stdout_file=out, stderr_file=err, report_mode=True, autosave_cell_every=10,
             progress_bar=dict(desc=file.stem, leave=False) if sys.stderr.isatty() else False)
         except papermill.PapermillExecutionError as e: code,why = 130 if e.ename == 'KeyboardInterrupt' else 1,_complaint(e)
         except (Stopped, RuntimeError) as e: code,why = 1,f'failed: {e} (a kernel that dies has most often used up the memory)'
-        else:
-            nb.metadata['sae_ception'] = dict(finished=True)
-            nbformat.write(nb, file)
-            return 0,''
         finally: out.close(); err.close()
-    return (code, why) if relay.signum is None else (128 + relay.signum, f'stopped by {signal.Signals(relay.signum).name}; run it again to resume')
+    if code and relay.signum is not None: code,why = 128 + relay.signum,f'stopped by {signal.Signals(relay.signum).name}; run it again to resume'
+    elif code == 130 and f'{until} is reached' in why: code,why = 0,f'stopped at {until}, as asked; run it again to go on'
+    _mark(file, finished=not why, code=code, why=why)
+    return code,why
 
 # %% ../nbs/cycle/02_launch.ipynb #91f161dc
 def run_notebook(notebook, # Path of a notebook
                  values:dict=None, # Parameters that shall not have their defaults
                  out=None, # The run directory; `runs/<notebook>/<name>` when absent
-                 resume:bool=False # Insist that the run was begun before?
-                )->int: # Exit code: 0, 1 for a failing cell, 130 or 143 for a signal
+                 resume:bool=False, # Insist that the run was begun before?
+                 until:str='', # A place in the run to stop at, such as `cycle_0`
+                 scratch=None # A folder on a disk of this machine, to work in
+                )->int: # Exit code: 0, 1 for a failing cell, 130, 138 or 143 for a signal
     "Execute a notebook in its run directory, unless that was done before, and show the result"
     notebook,params = Path(notebook).resolve(),parameters(notebook)
     values = grid(params, values or {})[0]
@@ -435,8 +449,9 @@ def run_notebook(notebook, # Path of a notebook
     with claimed(file, {k: p.default for k,p in params.items()} | values):
         if finished(file, notebook): print(f'{place(out)} is finished; remove it to compute it again\n'); show_results(file); return 0
         print(f'{notebook.stem}: running in {place(out)}', flush=True)
-        code,why = execute(notebook, file, changed(params, values) | ({'out': str(out)} if 'out' in params else {}))
-    if code: print(f'{notebook.stem} {why}\nexecuted so far: {place(file)}', file=sys.stderr)
+        with mirrored(out, scratch) as work:
+            code,why = execute(notebook, work/notebook.name, changed(params, values) | ({'out': str(work)} if 'out' in params else {}), until)
+    if why: print(f'{notebook.stem} {why}\nexecuted so far: {place(file)}', file=sys.stderr)
     else: print(); show_results(file)
     return code
 
@@ -493,19 +508,17 @@ def _sweep_table(rows):
                             **{k: v for k,v in o['results'].items() if k not in (*axes, 'part', 'state')}) for i,o in enumerate(rows)])
 
 # %% ../nbs/cycle/02_launch.ipynb #d0c79bd0
-def sweep(notebook, # Path of a notebook
-          parts:list, # From `grid`
-          out=None, # The directory that gets one directory a part, and `sweep.json`; `runs/<notebook>` when absent
-          jobs:int=1, # How many parts run at a time
-          resume:bool=False # Insist that the parts were begun before?
-         )->int: # Exit code: 0, 1 if a part failed, 130 or 143 for a signal
-    "Run every part and show what came out"
-    notebook,params = Path(notebook).resolve(),parameters(notebook)
-    out = Path(out or Path('runs')/notebook.stem).resolve()
-    outs = [out/run_name(params, o) for o in parts]
-    print(f'{notebook.stem}: {len(parts)} parts in {place(out)}', *(f'  {i}  {o.name}' for i,o in enumerate(outs)), sep='\n', flush=True)
-    try: codes = _side_by_side(notebook, parts, outs, jobs, resume) if jobs > 1 else _in_turn(notebook, parts, outs, resume)
-    except Stopped as e: print('sweep stopped; run it again to resume', file=sys.stderr); return e.args[0]
+def run_dirs(notebook, # Path of a notebook
+             parts:list, # From `grid`
+             out=None # The directory of the sweep; `runs/<notebook>` when absent
+            )->tuple: # That directory, and one directory a part
+    "Where the parts of a sweep lie"
+    params,out = parameters(notebook),Path(out or Path('runs')/Path(notebook).stem).resolve()
+    return out,[out/run_name(params, o) for o in parts]
+
+# %% ../nbs/cycle/02_launch.ipynb #f55ae116
+def _tell(notebook, parts, out, outs, codes):
+    "Write `sweep.json`, and show what came out"
     rows = [_row(*o) for o in zip(parts, outs, codes)]
     from sae_ception.core import write_json # core loads torch, and the help does not need it
     write_json(out/'sweep.json', dict(experiment=notebook.stem, parts=rows))
@@ -514,60 +527,29 @@ def sweep(notebook, # Path of a notebook
         if code: print(f'failed with exit code {code}: {place(o/notebook.name)}', file=sys.stderr)
     return int(any(codes))
 
+# %% ../nbs/cycle/02_launch.ipynb #585d2cda
+def sweep(notebook, # Path of a notebook
+          parts:list, # From `grid`
+          out=None, # The directory that gets one directory a part, and `sweep.json`; `runs/<notebook>` when absent
+          jobs:int=1, # How many parts run at a time
+          resume:bool=False # Insist that the parts were begun before?
+         )->int: # Exit code: 0, 1 if a part failed, 130, 138 or 143 for a signal
+    "Run every part and show what came out"
+    notebook = Path(notebook).resolve()
+    out,outs = run_dirs(notebook, parts, out)
+    print(f'{notebook.stem}: {len(parts)} parts in {place(out)}', *(f'  {i}  {o.name}' for i,o in enumerate(outs)), sep='\n', flush=True)
+    try: codes = _side_by_side(notebook, parts, outs, jobs, resume) if jobs > 1 else _in_turn(notebook, parts, outs, resume)
+    except Stopped as e: print('sweep stopped; run it again to resume', file=sys.stderr); return e.args[0]
+    return _tell(notebook, parts, out, outs, codes)
+
 # %% ../nbs/cycle/02_launch.ipynb #96266fbe
-def _parser(about):
-    "The options, below what the help is about"
-    p = argparse.ArgumentParser('sae_ception', usage='sae_ception EXPERIMENT [parameter=value ...] [options]', description=about,
-                                formatter_class=argparse.RawDescriptionHelpFormatter, add_help=False, allow_abbrev=False)
-    p.add_argument('words', nargs='*', help=argparse.SUPPRESS)
-    p.add_argument('--out', metavar='DIR', help='run directory, or the parent of the parts of a sweep (default: runs/EXPERIMENT[/NAME])')
-    p.add_argument('--preset', metavar='FILE', action='append', default=[], help='YAML file with parameters, or the name of one in presets/ beside the notebook; may be given again, later ones win')
-    p.add_argument('--sweep', action='store_true', help='lr=1e-3,1e-4 means one run for each; several such lists make a grid')
-    p.add_argument('--part', metavar='I', type=int, help='run only part I of the sweep, counted from 0, such as $SLURM_ARRAY_TASK_ID')
-    p.add_argument('--jobs', metavar='N', type=int, default=1, help='run N parts of the sweep at a time')
-    p.add_argument('--resume', action='store_true', help='insist that the run was begun before (a begun run is resumed in any case)')
-    p.add_argument('-h', '--help', action='store_true', help='show this, or the parameters of an experiment')
-    return p
-
-# %% ../nbs/cycle/02_launch.ipynb #8c1aeaba
-def _overview():
-    "What there is to run"
-    lines = [f'  {name:12} {summary(path)}' for name,path in experiments().items()] or ['  none here; run a notebook of your own']
-    return '\n'.join(['Runs experiment notebooks. EXPERIMENT is one of these, or the path of a notebook with a parameters cell:', '', *lines, '',
-                      '`sae_ception EXPERIMENT --help` shows the parameters of an experiment.'])
-
-def _about(notebook):
-    "What can be turned in a notebook"
-    rows = [dict(parameter=o.name, type=o.type, default=repr(o.default) if o.kind else str(o.default), meaning=o.help)
-            for o in parameters(notebook).values() if o.name != 'out']
-    return '\n'.join([f'{notebook.stem}: {summary(notebook)}', '', text_table(rows)])
-
-# %% ../nbs/cycle/02_launch.ipynb #aaba9dcd
-def _check_options(o):
-    "Refuse options that do not go together"
-    if not o.sweep and (o.part is not None or o.jobs != 1): raise Refused('--part and --jobs belong to --sweep')
-    if o.part is not None and o.jobs != 1: raise Refused('--part is one run and --jobs is for many: choose one of them')
-    if o.jobs < 1: raise Refused(f'--jobs {o.jobs}: must be 1 or more')
-
-def _command(argv):
-    "What `main` does, refusals aside"
-    o = _parser('').parse_intermixed_args(argv)
-    if not o.words: print(_parser(_overview()).format_help(), end=''); return 0
-    notebook,words = find_notebook(o.words[0]),o.words[1:]
-    if o.help: print(_parser(_about(notebook)).format_help(), end=''); return 0
-    _check_options(o)
-    params = parameters(notebook)
-    parts = grid(params, {k: v for name in o.preset for k,v in read_preset(name, notebook).items()} | read_assignments(words, params), o.sweep)
-    if o.sweep and o.part is None: return sweep(notebook, parts, o.out, o.jobs, o.resume)
-    if not o.sweep: return run_notebook(notebook, parts[0], o.out, o.resume)
-    if not 0 <= o.part < len(parts): raise Refused(f'--part {o.part}: the sweep has {len(parts)} parts, 0 to {len(parts)-1}')
-    values = parts[o.part]
-    return run_notebook(notebook, values, Path(o.out or Path('runs')/notebook.stem)/run_name(params, values), o.resume)
-
-# %% ../nbs/cycle/02_launch.ipynb #ca3fefd4
-def main(argv:list=None # The words after the command's name; those of this process when absent
-        )->int: # Exit code: 0, 1 a failure, 2 a refusal, 130 or 143 a signal
-    "The command `sae_ception`"
-    try: return _command(sys.argv[1:] if argv is None else argv)
-    except Refused as e: print(f'sae_ception: {e}', file=sys.stderr); return 2
-    except KeyboardInterrupt: return 130
+def report(notebook, # Path of a notebook
+           parts:list, # From `grid`
+           out=None # The directory of the sweep; `runs/<notebook>` when absent
+          )->int: # Exit code: 0, or 1 if a part is not finished
+    "Show what came out of a sweep, as far as it was run"
+    notebook = Path(notebook).resolve()
+    out,outs = run_dirs(notebook, parts, out)
+    if not out.is_dir(): raise Refused(f'there is no directory {place(out)}, so there is nothing to report')
+    codes = [0 if finished(o/notebook.name, notebook) else (_metadata(o/notebook.name) or {}).get('sae_ception', {}).get('code') or 1 for o in outs]
+    return _tell(notebook, parts, out, outs, codes)
