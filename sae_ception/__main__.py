@@ -54,7 +54,8 @@ def _check_options(o):
     if chosen and not o.sweep: raise Refused(f"{' and '.join(chosen)} belong{'s' * (len(chosen) == 1)} to --sweep")
     if len(chosen) > 1: raise Refused(f"{' and '.join(chosen)} are different ways to do a sweep: choose one of them")
     if o.jobs < 1: raise Refused(f'--jobs {o.jobs}: must be 1 or more')
-    if o.sweep and o.part is None and (o.until or o.scratch): raise Refused('--until and --scratch are for one run or one --part; with --slurm they are stages= and scratch=')
+    if o.resume and (o.slurm is not None or o.report): raise Refused('--resume is for a run or a sweep on this machine: --slurm goes on from what was begun in any case')
+    if o.sweep and o.part is None and (o.until or o.scratch): raise Refused('--until and --scratch are for one run or --part; with --slurm it is stages= and scratch=')
 
 # %% ../nbs/cycle/07_command.ipynb #2f991f4f
 def _runs(argv):

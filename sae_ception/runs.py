@@ -6,13 +6,13 @@
 __all__ = ['KEY', 'Past', 'read_run', 'find_runs', 'filter_runs', 'runs_table', 'export_runs', 'list_runs', 'compare_runs']
 
 # %% ../nbs/cycle/06_runs.ipynb #8cf31f82
-import fcntl,json,re
+import fcntl,json
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from .launch import Refused,changed,nearest,parameters,past_values,place,read_results,text_table
+from .launch import Refused,nearest,past_values,place,read_results,text_table
 from .slurm import LIVE,part_states
 
 # %% ../nbs/cycle/06_runs.ipynb #0a64fc00
@@ -24,7 +24,6 @@ class Past:
     state: str # As in the table
     why: str # What stopped it, in a line or two
     parameters: dict # Names and values
-    defaults: dict # What the parameters are when nobody turns them
     metrics: dict # The numbers that it ended with
     job: str # Its last job in Slurm; empty if it had none
 
@@ -37,6 +36,7 @@ def _held(file):
     except OSError: pass
     return False
 
+# %% ../nbs/cycle/06_runs.ipynb #78e2bb62
 def _executed(path):
     "The executed notebook in a directory, and what it says; nothing if there is none"
     for file in sorted(path.glob('[!._]*.ipynb')):
@@ -45,6 +45,7 @@ def _executed(path):
         if 'papermill' in facts.get('metadata', {}): return file,facts
     return None,None
 
+# %% ../nbs/cycle/06_runs.ipynb #36fcc408
 def _alone(file, facts):
     "State and reason, by what lies in the run directory"
     mark = facts['metadata'].get('sae_ception', {})
@@ -55,19 +56,20 @@ def _alone(file, facts):
     at = ''.join(cells[0]['source']).strip().splitlines()[:1] if cells else []
     return 'killed','its process is gone without a word' + ''.join(f', in the cell that begins with `{o}`' for o in at)
 
-# %% ../nbs/cycle/06_runs.ipynb #78e2bb62
+# %% ../nbs/cycle/06_runs.ipynb #e1a7f87d
 _ended = {'CANCELLED': 'cancelled', 'TIMEOUT': 'killed', 'OUT_OF_MEMORY': 'killed', 'NODE_FAIL': 'killed', 'DEADLINE': 'killed', 'PREEMPTED': 'killed',
-          'BOOT_FAIL': 'killed', 'FAILED': 'failed'}
+          'BOOT_FAIL': 'killed'}
 
 def _with_job(state, why, job):
     "State and reason, when Slurm's word is added"
     theirs = job.get('state', '').rstrip('+')
     if state == 'done' or not job: return state,why
     if theirs in LIVE: return ('waiting' if theirs in ('PENDING', 'REQUEUED', 'REQUEUE_HOLD') else 'running'),job['why']
-    if theirs not in _ended or theirs == 'FAILED' and state != 'waiting': return state,why
-    if state in ('failed', 'running') and theirs != 'CANCELLED': return state,why
+    begun = state != 'waiting'
+    if begun and (theirs not in _ended or state in ('failed', 'running')): return state,why
     slurm = f"Slurm: {theirs.lower().replace('_', ' ')}" + (f", {job['why']}" if job['why'] else '')
-    return _ended[theirs],'; '.join(filter(None, [slurm, why, f"see {place(job['log'])}" if state == 'waiting' else '']))
+    if not begun: why = f"it never began, see {place(job['log'])}"
+    return ('failed' if theirs == 'FAILED' else _ended.get(theirs, 'killed')),'; '.join(filter(None, [slurm, why]))
 
 # %% ../nbs/cycle/06_runs.ipynb #6d8d826d
 def read_run(path, # A run directory
@@ -76,12 +78,11 @@ def read_run(path, # A run directory
     "What is known about the run in a directory"
     path,job = Path(path),job or {}
     file,facts = _executed(path)
-    if not file: return Past(path, path.parent.name, *_with_job('waiting', '', job), {}, {}, {}, job['job']) if job else None
+    if not file: return Past(path, path.parent.name, *_with_job('waiting', '', job), {}, {}, job['job']) if job else None
     results = read_results(path)
     metrics = results.get('metrics') or (results.get('table') or [{}])[-1]
     values = {k: v for k,v in past_values(file).items() if k != 'out'}
-    defaults = {k: o.default for k,o in parameters(file).items()}
-    return Past(path, file.stem, *_with_job(*_alone(file, facts), job), values, defaults, metrics, job.get('job', ''))
+    return Past(path, file.stem, *_with_job(*_alone(file, facts), job), values, metrics, job.get('job', ''))
 
 # %% ../nbs/cycle/06_runs.ipynb #1e335ff6
 def find_runs(*folders # Where to look; `runs` when absent
@@ -124,8 +125,8 @@ def filter_runs(runs:list, # `Past`s
 def runs_table(runs:list # `Past`s
               )->pd.DataFrame: # One row a run
     "Everything that is known about runs"
-    row = lambda o: dict(run=place(o.path), experiment=o.experiment, state=o.state, why=o.why, job=o.job, **o.parameters,
-                         **{k: v for k,v in o.metrics.items() if k not in o.parameters and not isinstance(v, (list, dict))})
+    row = lambda o: dict(run=place(o.path), experiment=o.experiment, state=o.state, why=o.why, job=o.job) | o.parameters | {
+        k: v for k,v in o.metrics.items() if k not in o.parameters and not isinstance(v, (list, dict))}
     return pd.DataFrame([row(o) for o in runs])
 
 def export_runs(runs:list, # `Past`s
@@ -173,6 +174,7 @@ def compare_runs(runs:list, # `Past`s
     "Parameters that differ, and metrics, with a column for each run"
     if len(runs) < 2: raise Refused(f'--compare needs two runs or more, and there is {len(runs)}')
     names = [o.path.name for o in runs] if len({o.path.name for o in runs}) == len(runs) else [place(o.path) for o in runs]
-    keys = _key_metrics(runs, metrics) if metrics else [k for k in dict.fromkeys(k for o in runs for k in o.metrics) if not isinstance(runs[0].metrics.get(k), (list, dict)) and k not in runs[0].parameters]
-    row = lambda name, value: dict(zip(['', *names], [name, *(value(o) for o in runs)]))
-    return '\n'.join([text_table([row('state', lambda o: o.state), *(row(k, lambda o: o.parameters.get(k)) for k in _differing(runs)), *(row(k, lambda o: o.metrics.get(k)) for k in keys)])])
+    keys = _key_metrics(runs, metrics) if metrics else [k for k in runs_table(runs) if any(k in o.metrics and k not in o.parameters for o in runs)]
+    row = lambda name, value: dict(zip(['', *names], [name, *map(value, runs)]))
+    rows = [row('state', lambda o: o.state), *(row(k, lambda o: o.parameters.get(k)) for k in _differing(runs)), *(row(k, lambda o: o.metrics.get(k)) for k in keys)]
+    return text_table(rows)

@@ -167,7 +167,8 @@ def private(path:Path, # A directory
     others = {*machines} - {socket.gethostname().partition('.')[0]}
     mounts = [o.split()[1:3] for o in Path('/proc/mounts').read_text().splitlines()]
     _,kind = max((o for o in mounts if path.is_relative_to(o[0])), key=lambda o: len(o[0]), default=('', ''))
-    alone = next((str(o) for o in ('/tmp', '/var/tmp', '/dev/shm', tempfile.gettempdir()) if path.is_relative_to(o)), f'a {kind} disk' if kind in ('tmpfs', 'ramfs') else '')
+    memory = f'a {kind} disk' if kind in ('tmpfs', 'ramfs') else ''
+    alone = next((o for o in ('/tmp', '/var/tmp', '/dev/shm', tempfile.gettempdir()) if path.is_relative_to(o)), memory)
     return f"{place(path)} is in {alone} of this machine, which {', '.join(sorted(others)[:3])} cannot see: choose an --out that is shared" if others and alone else ''
 
 # %% ../nbs/cycle/05_slurm.ipynb #5c37eae2
@@ -234,10 +235,10 @@ def _check_idle(out, names):
             raise Refused(f"job {o['job']} is still at {name} ({o['state'].lower()}): wait for it, or end it by `scancel {o['job']}`")
 
 def _send(folder, scripts):
-    "Queue the scripts of the parts, each after the one before; their job numbers"
+    "Queue the scripts, each stage after the one before and the report after all; their job numbers"
     jobs = []
     for name in scripts:
-        after = [f'--dependency=aftercorr:{jobs[-1]}', '--kill-on-invalid-dep=yes'] if jobs else []
+        after = [f"--dependency=afterany:{':'.join(jobs)}"] if name == 'report.sh' else [f'--dependency=aftercorr:{jobs[-1]}', '--kill-on-invalid-dep=yes'] if jobs else []
         try: jobs.append(_sbatch('--parsable', *after, str(folder/name)).partition(';')[0])
         except Refused:
             for o in jobs: _ask('scancel', o)
@@ -245,6 +246,14 @@ def _send(folder, scripts):
     return jobs
 
 # %% ../nbs/cycle/05_slurm.ipynb #c957a1f5
+def _scripts(notebook, folder, out, settings, todo):
+    "Names and texts of the scripts, the report last"
+    stages = [*settings.stages, '']
+    name = lambda i, until: f"{i}_{until.replace('/', '_') or 'end'}.sh" if len(stages) > 1 else 'parts.sh'
+    parts = {name(i, o): part_script(notebook, folder, out, settings, todo, o) for i,o in enumerate(stages)}
+    return parts | {'report.sh': report_script(notebook, folder, out, settings)}
+
+# %% ../nbs/cycle/05_slurm.ipynb #35bf7a26
 def submit(notebook, # Path of a notebook
            parts:list, # From `grid`
            given:dict, # What `grid` made them of
@@ -254,23 +263,18 @@ def submit(notebook, # Path of a notebook
     "Hand the parts of a sweep to Slurm, and a report after them"
     notebook = Path(notebook).resolve()
     out,outs = run_dirs(notebook, parts, out)
-    todo = [i for i,o in enumerate(outs) if not finished(o/notebook.name, notebook)]
+    todo = {i: o.name for i,o in enumerate(outs) if not finished(o/notebook.name, notebook)}
     if not todo: return report(notebook, parts, out)
-    before = [int(o.name) for o in out.glob('slurm/*') if o.name.isdigit()]
-    folder = out/'slurm'/str(1 + max(before, default=0))
-    stages = [*settings.stages, '']
-    scripts = {f"{i}_{until or 'end'}.sh" if len(stages) > 1 else 'parts.sh': part_script(notebook, folder, out, settings, todo, until) for i,until in enumerate(stages)}
-    final = report_script(notebook, folder, out, settings)
-    for o in (scripts[min(scripts)], final): _sbatch('--test-only', text=o)
+    folder = out/'slurm'/str(1 + max((int(o.name) for o in out.glob('slurm/*') if o.name.isdigit()), default=0))
+    scripts = _scripts(notebook, folder, out, settings, todo)
+    for o in scripts.values(): _sbatch('--test-only', text=o)
     _check_place(out, settings)
-    _check_idle(out, {outs[i].name for i in todo})
+    _check_idle(out, {*todo.values()})
     folder.mkdir()
     (folder/'sweep.yaml').write_text(yaml.safe_dump(given, sort_keys=False), encoding='utf-8')
-    for name,text in (scripts | {'report.sh': final}).items(): (folder/name).write_text(text, encoding='utf-8')
-    jobs = _send(folder, scripts)
-    _write(folder/'submission.json', dict(jobs=jobs, parts={str(i): outs[i].name for i in todo}, report=None))
-    last = _sbatch('--parsable', f"--dependency=afterany:{':'.join(jobs)}", str(folder/'report.sh')).partition(';')[0]
-    _write(folder/'submission.json', dict(jobs=jobs, parts={str(i): outs[i].name for i in todo}, report=last))
-    print(f'{notebook.stem}: {len(todo)} of {len(parts)} parts sent to Slurm', *(f'  {jobs[0]}_{i}  {outs[i].name}' for i in todo), f'report: job {last}, in {place(folder)}/report.log',
-          f'`sae_ception runs {place(out)}` tells how they are', sep='\n')
+    for name,text in scripts.items(): (folder/name).write_text(text, encoding='utf-8')
+    *jobs,last = _send(folder, scripts)
+    _write(folder/'submission.json', dict(jobs=jobs, report=last, parts=todo))
+    print(f'{notebook.stem}: {len(todo)} of {len(parts)} parts sent to Slurm', *(f'  {jobs[0]}_{i}  {o}' for i,o in todo.items()),
+          f'report: job {last}, in {place(folder)}/report.log', f'`sae_ception runs {place(out)}` tells how they are', sep='\n')
     return 0
