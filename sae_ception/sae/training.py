@@ -132,7 +132,7 @@ def _groups(rows, coders, batches, size, device): # Stacks of coders that differ
         if batches < train.accumulate: raise ValueError(f'{batches} batches of {size} rows are not one step of accumulate={train.accumulate}: train on more rows')
         alone = goes_sparse(sae, train, size, device)
         most = 1 if alone else max(1, 2**26//(size*sae.width))
-        for which in (which[i:i+most] for i in range(0, len(which), most)):
+        for which in [which[i:i+most] for i in range(0, len(which), most)]:
             coder = SAE(rows.widths[site], replace(sae, heads=False), None if alone else len(which), rows.widths[target] if target else None).to(device)
             group = Group(coder, train, [coders[i].seed for i in which], batches//train.accumulate)
             group.site,group.target,group.which = site,target,which
