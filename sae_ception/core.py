@@ -283,6 +283,14 @@ def finish(self:Stage,
     write_json(self.path/'manifest.json', dict(hash=self.run.hash, files=files, **facts))
     self.run.log('finished', stage=self.path.relative_to(self.run.path).as_posix(), **facts)
 
+# %% ../nbs/foundations/00_core.ipynb #f7ce66e7
+@patch
+def reached(self:Run,
+            place:str # Such as `cycle_0`
+           ):
+    "Leave here, if that was asked for"
+    if os.environ.get('SAE_CEPTION_UNTIL') == place: raise KeyboardInterrupt(f'{place} is reached; run again to go on')
+
 # %% ../nbs/foundations/00_core.ipynb #44e39ded
 class Checkpoint:
     "Saves the state of a loop now and then, and at once when a signal asks to stop"
