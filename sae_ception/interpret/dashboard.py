@@ -18,7 +18,9 @@ import torch
 from fastcore.all import patch
 
 from ..core import atomic
-from .samples import KINDS,Samples,bin_edges,cofiring,levels_of,parents,similar_features,token_texts
+from .pieces import KINDS,bin_edges
+from .relatives import cofiring,levels_of,parents,similar_features
+from .samples import Samples,token_texts
 
 # %% ../../nbs/interpret/03_dashboard.ipynb #dc039119
 @dataclass
@@ -214,15 +216,16 @@ EACH = dict(strongest=12, spread=8, random=4, near=4)
 def _chosen(v, each):
     "Which contexts are shown, by feature and kind"
     c,kept = v.samples.contexts,{}
-    key,value = c['feature']*len(KINDS) + c['kind'],c['value'].numpy()
+    key,value,place = c['feature']*len(KINDS) + c['kind'],c['value'].numpy(),((c['doc'] << 31) + c['position']).tolist()
     first = torch.searchsorted(key, torch.arange(len(v.D)*len(KINDS) + 1)).tolist()
     for f in range(len(v.D)):
         for k,kind in enumerate(KINDS):
             a,b = first[f*len(KINDS)+k:f*len(KINDS)+k+2]
             at = range(a, b)
-            if kind == 'spread' and b > a: # strongest first, evenly
-                order = a + np.argsort(-value[a:b], kind='stable')
-                at = order[np.unique(np.linspace(0, b-a-1, min(each[kind], b-a)).round().astype(int))].tolist()
+            if kind == 'spread' and b > a: # strongest first, evenly, and none that is shown already
+                shown = {place[e] for e in kept[f, 0]}
+                order = np.array([e for e in a + np.argsort(-value[a:b], kind='stable') if place[e] not in shown], int)
+                at = order[np.unique(np.linspace(0, max(0, len(order)-1), min(each[kind], len(order))).round().astype(int))].tolist()
             kept[f, k] = list(at)[:each[kind]]
     return kept
 
@@ -282,7 +285,7 @@ def write_dashboard(path, # Where to: an `.html` file
                    ):
     "Write one HTML file that shows everything"
     if not views: raise ValueError('no features to show: give at least one set, from view_features')
-    if odd := set(each) - set(KINDS): raise ValueError(f'each={each}: choose from {", ".join(KINDS)}')
+    if set(each) - set(KINDS): raise ValueError(f'each={each}: choose from {", ".join(KINDS)}')
     sets,data = zip(*(_parts(v, i, {**dict.fromkeys(KINDS, 0), **each}) for i,v in enumerate(views)))
     links = [follow(a.D, b.D, alike) for a,b in zip(views, views[1:])]
     index = dict(sets=sets, follow=[dict(to=a.tolist(), cosine=_short(c, 3), **{'from': b.tolist()}) for a,c,b in links])

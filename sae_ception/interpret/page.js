@@ -156,7 +156,7 @@ function refresh() {
   found.sort((a, b) => { const x = keys.get(a), y = keys.get(b); return x < y ? -sign : x > y ? sign : a - b })
   list.set(found, state.feature)
   $('found').textContent = `${found.length.toLocaleString('en')} of ${S.width.toLocaleString('en')} features`
-  $('depth').textContent = state.level ? `levels 1–${state.level}: first ${high.toLocaleString('en')}` : 'all levels'
+  $('depth').textContent = state.level ? `${state.level === 1 ? 'level 1' : `levels 1–${state.level}`}: first ${high.toLocaleString('en')}` : 'all levels'
 }
 
 let searching = 0
