@@ -109,7 +109,7 @@ _phrases = dict(token=_quoted, before=lambda o: f'after {_quoted(o)}', kind=' an
 
 def _explained(on, off, weak=.3):
     "The best rule for some contexts"
-    if not on: return Explanation('never fires')
+    if not on: return Explanation('does not fire')
     seen,fired,strength = {k: [] for k in _phrases},[],[]
     for c in [*on, *off]:
         for k,v in _aspects(c).items(): seen[k] += v
@@ -171,7 +171,7 @@ class Asking:
         with ThreadPoolExecutor(self.workers) as pool: return list(pool.map(lambda o: self.model.choose(o, options), prompts))
 
     def explain(self, on, off):
-        if not on: return Explanation('never fires')
+        if not on: return Explanation('does not fire')
         top = on[0].top
         texts = [f'{_marked(o, o.on)} (strength {max(1, round(10*o.top/top))})' for o in _examples(on)]
         reply = self.model.write(_ask['explain'].format(texts=_numbered(texts)))
