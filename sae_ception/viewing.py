@@ -20,7 +20,8 @@ from .interpret.dashboard import view_features
 from .interpret.explain import interpret,label_contexts,read_contexts
 from .interpret.importance import importance
 from .interpret.interventions import where_read,working
-from .interpret.samples import SampleConfig,Sampler,image_batch,similar_features
+from .interpret.relatives import similar_features
+from .interpret.samples import SampleConfig,Sampler,image_batch
 from .metrics.health import Health
 from .models import as_read,load_model
 from .pretraining import held_out_batches
