@@ -68,10 +68,11 @@ def samples(self:OnTask,
 @patch
 def labels(self:OnTask,
            features=None, # Which; all when absent
-           reader=None # As for `interpret`; words and classes are counted if not given
+           reader=None, # As for `interpret`; words and classes are counted if not given
+           most:int=200 # Examples where a feature fires, and as many where it does not
           )->pd.DataFrame: # label and its scores, by feature
     "A readable label for each feature"
-    return interpret(label_contexts(self.z, self.acts.y, self.task.classes, features), reader)
+    return interpret(label_contexts(self.z, self.acts.y, self.task.classes, features, most), reader)
 
 @patch
 def health(self:OnTask)->Health:

@@ -10,7 +10,7 @@ import pandas as pd
 
 # %% ../../nbs/interpret/08_highlights.ipynb #610d92c2
 CRITERIA = dict(
-    selective=('favourite share density', lambda t: t.share.where(t.density >= .01), 'fires for {favourite}: {share:.0%} of its mean code goes there'),
+    selective=('favourite share on', lambda t: t.share.where(t.on >= 10), 'fires for {favourite}: {share:.0%} of its mean code goes there'),
     needed=('effect low high', lambda t: t.low, 'needed: without it the truth loses {effect:.3g} nats a prediction ({low:.2g} to {high:.2g})'),
     coarse=('children', lambda t: t.children.where(t.children >= 2), 'coarse: {children:.0f} finer features fire inside it'),
     weighty=('size mean low high', lambda t: (t['size']/t['size'].sum()/(t['mean']/t['mean'].sum())).where((t.low > 0) | (t.high < 0)), 'weighty: {score:.1f} times as much influence as activation'),
