@@ -427,7 +427,7 @@ def execute(notebook:Path, # What to execute
             path(notebook), path(file), values, kernel_name='python3', language='python', km=manager, on_cell_start=relay.before_cell,
             extra_arguments=[f'--IPKernelApp.exec_lines={setup}'], stdout_file=out, stderr_file=err, report_mode=True, autosave_cell_every=10,
             progress_bar=dict(desc=file.stem, leave=False) if sys.stderr.isatty() else False)
-        except papermill.PapermillExecutionError as e: code,why = 130 if e.ename == 'KeyboardInterrupt' else 1,_complaint(e)
+        except papermill.PapermillExecutionError as e: code,why = dict(KeyboardInterrupt=130, Terminated=143).get(e.ename, 1),_complaint(e)
         except (Stopped, RuntimeError) as e: code,why = 1,f'failed: {e} (a kernel that dies has most often used up the memory)'
         finally: out.close(); err.close()
     if code and relay.signum is not None: code,why = 128 + relay.signum,f'stopped by {signal.Signals(relay.signum).name}; run it again to resume'
