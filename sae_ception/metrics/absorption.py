@@ -109,20 +109,21 @@ def decompose(P, # The probe's score of each word [n]
               z, # Compressed rows of folded codes [n, F]
               cos, # Cosine of every direction with the probe's [F]
               main, # Numbers of the main features
+              mean=None, # What codes are counted from [F]; 0 if not given
               aligned=.1, # Least cosine of an absorber
               share=.4, # Least part of P that absorbers carry
               most=3, # Absorbers of a word
               aligned_full=.025 # Least cosine of the one feature of a full absorption
              )->pd.DataFrame: # One row a word: score, main, others, fraction, full, accounted, absorber
     "Who carries the probe's score of each word"
-    others = np.where(cos >= aligned, cos, 0)
-    others[main] = 0
-    parts = z.multiply(cos).tocsr()
-    M,A = np.asarray(parts[:, main].sum(1)).ravel(),_top_sums(z.multiply(others).maximum(0).tocsr(), most)
+    mean,parts = np.zeros(len(cos)) if mean is None else mean,z.copy()
+    parts.data = (parts.data - mean[z.indices])*cos[z.indices]
+    outside = parts.copy()
+    outside.data = parts.data.clip(0)*((cos >= aligned) & ~np.isin(np.arange(len(cos)), main))[z.indices]
+    M,A = (z[:, main].toarray() - mean[main]) @ cos[main],_top_sums(outside, most)
     top,size = np.asarray(parts.argmax(1)).ravel(),parts.max(1).toarray().ravel()
-    rest = np.minimum(A, P - M)
+    silent,rest = np.asarray(abs(z[:, main]).sum(1)).ravel() < 1e-8,np.minimum(A, P - M)
     with np.errstate(invalid='ignore', divide='ignore'): fraction = np.where(M <= 0, 1., rest/(rest + M))
-    silent = np.asarray(abs(z[:, main]).sum(1)).ravel() < 1e-8
     return pd.DataFrame(dict(score=P, main=M, others=A, fraction=np.where((M >= P) | (A < share*P), 0., fraction),
                              full=silent & (size >= share*P) & (size > 0) & (cos[top] >= aligned_full) & (P >= 0),
                              accounted=M.clip(0) + A >= share*P, absorber=np.where(size > 0, top, -1)))
@@ -145,7 +146,6 @@ def absorption(h, # Activations where the coder writes [N, d]
                W_dec, # Its directions [F, d], of any length
                y, # Class numbers [N], or which classes each row belongs to, bool [N, C]
                test, # Rows to test on, bool [N]; the others are for probes and for the choice of features
-               b_dec=0., # What the coder writes when nothing is on [d]
                names=None, # Of the classes; their numbers if not given
                least=5, # Words that a class needs
                seed=0, # Of the intervals
@@ -153,27 +153,31 @@ def absorption(h, # Activations where the coder writes [N, d]
               )->Absorption:
     "How much of each class is absorbed by features that do not stand for it"
     h,(z,D),test = matrix(h, 'h'),folded_rows(z, W_dec),np.asarray(test, dtype=bool)
-    Y,b = switches(y, len(h)),np.broadcast_to(np.asarray(b_dec.detach().cpu() if isinstance(b_dec, torch.Tensor) else b_dec, dtype=float), h.shape[1])
-    if z.shape[0] != len(h) or test.shape != (len(h),): raise ValueError(f'h has {len(h)} rows, z {z.shape[0]} and test {test.shape}: they must belong to the same rows')
+    Y = switches(y, len(h))
+    if z.shape[0] != len(h) or test.shape != (len(h),):
+        raise ValueError(f'h has {len(h)} rows, z {z.shape[0]} and test {test.shape}: they must belong to the same rows')
     if test.all() or not test.any(): raise ValueError('test marks all rows or none: some must be left to learn from, and some to test on')
     (p,score),rows,parts = truth_probes(h, Y, ~test),[],[]
-    for c in range(Y.shape[1]):
-        mine = Y[:,c] & test & (score[:,c] > 0)
+    names = range(Y.shape[1]) if names is None else names
+    for c,name in enumerate(names):
+        mine,others = Y[:,c] & test & (score[:,c] > 0),~Y[:,c] & ~test
         features,main_f1 = main_features(z, Y[:,c], ~test, **kw)
-        words = decompose((h[mine] - b) @ p[c], z[mine], np.nan_to_num(D @ p[c]), features)
-        parts.append(words.assign(row=np.flatnonzero(mine), name=c if names is None else names[c]))
-        rows.append(_class_row(words, features, f1_on(score[test, c] > 0, Y[test, c]), main_f1, least, seed))
-    table = pd.DataFrame(rows, index=pd.Index(range(Y.shape[1]) if names is None else names, name='class'))
-    return Absorption(table, pd.concat(parts, ignore_index=True))
+        from_zero = h[mine] @ p[c],z[mine],np.nan_to_num(D @ p[c]),features
+        words = decompose((h[mine] - h[others].mean(0)) @ p[c], *from_zero[1:], np.asarray(z[others].mean(0)).ravel()) if mine.any() else decompose(*from_zero)
+        parts.append(words.assign(row=np.flatnonzero(mine), name=name))
+        rows.append(_class_row(words, decompose(*from_zero), features, f1_on(score[test, c] > 0, Y[test, c]), main_f1, least, seed))
+    return Absorption(pd.DataFrame(rows, index=pd.Index(names, name='class')), pd.concat(parts, ignore_index=True))
 
 # %% ../../nbs/metrics/05_absorption.ipynb #6fbe5f2b
-def _class_row(words, features, probe_f1, main_f1, least, seed):
+def _class_row(words, published, features, probe_f1, main_f1, least, seed):
     "What is known about one class"
-    n,kept = len(words),words.fraction[words.accounted]
-    mean,low,high = bootstrap(kept, seed=seed) if len(kept) else (np.nan,)*3
-    accounted = words.accounted.mean() if n else np.nan
-    return dict(tested=n, probe_f1=probe_f1, features=features.tolist(), main_f1=main_f1, accounted=accounted, absorption=mean, low=low, high=high,
-                fraction=words.fraction.mean() if n else np.nan, full=words.full.mean() if n else np.nan, problem=_problem(probe_f1, n, accounted, len(features), least))
+    n,kept = len(words),words[words.accounted]
+    mean,low,high = bootstrap(kept.fraction, seed=seed) if len(kept) else (np.nan,)*3
+    of = lambda o: float(o.mean()) if len(o) else np.nan
+    accounted = of(words.accounted)
+    return dict(tested=n, probe_f1=probe_f1, features=features.tolist(), main_f1=main_f1, accounted=accounted,
+                absorption=mean, low=low, high=high, full=of(kept.full),
+                published_fraction=of(published.fraction), published_full=of(published.full), problem=_problem(probe_f1, n, accounted, len(features), least))
 
 # %% ../../nbs/metrics/05_absorption.ipynb #6c8b3074
 @patch
@@ -187,8 +191,9 @@ def summary(self:Absorption,
     enough = len(kept) >= max(least, 1)
     mean,low,high = bootstrap(kept.absorption, seed=seed) if enough else (np.nan,)*3
     of = lambda o: float(o.mean()) if enough else np.nan
-    return dict(absorption=mean, low=low, high=high, full=of(kept.full), features=of(kept.features.map(len)), main_f1=of(kept.main_f1), classes=len(kept), needed=least,
-                words=int(kept.tested.sum()), accounted=float(t.accounted.mean()), probe_f1=float(t.probe_f1.mean()), problems=t.problem[t.problem != ''].value_counts().to_dict())
+    return dict(absorption=mean, low=low, high=high, full=of(kept.full), features=of(kept.features.map(len)), main_f1=of(kept.main_f1),
+                classes=len(kept), needed=least, words=int(kept.tested.sum()), accounted=float(t.accounted.mean()), probe_f1=float(t.probe_f1.mean()),
+                problems=t.problem[t.problem != ''].value_counts().to_dict())
 
 # %% ../../nbs/metrics/05_absorption.ipynb #fd5d1195
 _letters = 'abcdefghijklmnopqrstuvwxyz'
