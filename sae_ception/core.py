@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['logger', 'SCHEDULES', 'seeded', 'stream_seed', 'generator', 'devices', 'pick_device', 'atomic', 'plain', 'write_json',
-           'read_json', 'write_tensors', 'read_tensors', 'config_hash', 'config_diff', 'check', 'progress', 'Stop',
-           'interruptible', 'versions', 'Run', 'checksum', 'Stage', 'Checkpoint', 'optimizer_tensors',
-           'restore_optimizer', 'lr_factor']
+           'read_json', 'write_tensors', 'read_tensors', 'config_hash', 'config_diff', 'check', 'progress',
+           'Terminated', 'Stop', 'interruptible', 'versions', 'Run', 'checksum', 'Stage', 'Checkpoint',
+           'optimizer_tensors', 'restore_optimizer', 'lr_factor']
 
 # %% ../nbs/foundations/00_core.ipynb #5bceaa6e
 import hashlib,json,logging,os,platform,random,signal,sys,threading,time
@@ -153,13 +153,22 @@ def progress(items, # What to go through
             last = time.monotonic()
 
 # %% ../nbs/foundations/00_core.ipynb #a71ef47a
+class Terminated(SystemExit, KeyboardInterrupt):
+    "SIGTERM came, and what was computed is saved"
+    def __init__(self, message):
+        super().__init__(message)
+        self.code = 128 + signal.SIGTERM
+
 class Stop:
     "Tells whether a signal asked us to stop"
     signum = None
     def __bool__(self): return self.signum is not None
     def leave(self):
         "Raise what the signal would have raised, now that everything is saved"
-        raise KeyboardInterrupt(f'stopped by {signal.Signals(self.signum).name}; what was computed is saved, run again to resume')
+        message = f'stopped by {signal.Signals(self.signum).name}; what was computed is saved, run again to resume'
+        if self.signum != signal.SIGTERM: raise KeyboardInterrupt(message)
+        logger.warning(message) # Python ends without a word
+        raise Terminated(message)
 
 @contextmanager
 def interruptible():
@@ -273,6 +282,14 @@ def finish(self:Stage,
     files = {o.relative_to(self.path).as_posix(): dict(bytes=o.stat().st_size, sha256=checksum(o)) for o in files}
     write_json(self.path/'manifest.json', dict(hash=self.run.hash, files=files, **facts))
     self.run.log('finished', stage=self.path.relative_to(self.run.path).as_posix(), **facts)
+
+# %% ../nbs/foundations/00_core.ipynb #f7ce66e7
+@patch
+def reached(self:Run,
+            place:str # Such as `cycle_0`
+           ):
+    "Leave here, if that was asked for"
+    if os.environ.get('SAE_CEPTION_UNTIL') == place: raise KeyboardInterrupt(f'{place} is reached; run again to go on')
 
 # %% ../nbs/foundations/00_core.ipynb #44e39ded
 class Checkpoint:

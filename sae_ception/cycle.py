@@ -278,4 +278,6 @@ def _one(one, members, last):
     logger.info('cycle %d: %d model%s', one.cycle, len(members), 's'*(len(members) > 1))
     one.models(members, last)
     one.saes(members)
-    return one.results(members)
+    rows = one.results(members)
+    one.run.reached(f'cycle_{one.cycle}')
+    return rows

@@ -199,14 +199,14 @@ def roofline(width, batch):
     import torch
     x,W = torch.randn(batch, D),torch.randn(width, D)
     low,out = (x.bfloat16(), W.bfloat16()),torch.empty(batch, width, dtype=torch.bfloat16)
+    eight,sums = [(30*o).clamp(-127, 127).to(torch.int8) for o in (x, W)],torch.empty(batch, width, dtype=torch.int32)
     a,b = torch.randn(2, 2**25)
-    r = dict(float32=best(lambda: x @ W.T, 3), bfloat16=best(lambda: torch.mm(low[0], low[1].T, out=out), 3))
+    r = dict(float32=best(lambda: x @ W.T, 3), bfloat16=best(lambda: torch.mm(low[0], low[1].T, out=out), 3), int8=best(lambda: torch._int_mm(eight[0], eight[1].T, out=sums), 3))
     bandwidth = 8*len(a)/best(lambda: b.copy_(a)) # bytes a second, read and written
-    encode = min(r.values())
-    traffic = dict(codes=(4 if encode == r['bfloat16'] else 8)*batch*width, rows=2*4*batch*K*D, gradients=2*4*width*D, adam=28*2*D*width)
-    gflop = 2*batch*D*width/1e9
-    return dict(float32_gflops=gflop/r['float32'], bfloat16_gflops=gflop/r['bfloat16'], bandwidth=bandwidth/1e9, encode_ms=1e3*encode,
-                **{f'{n}_ms': 1e3*o/bandwidth for n,o in traffic.items()}, minimal_ms=1e3*(encode + sum(traffic.values())/bandwidth))
+    gflop,encode,shared = 2*batch*D*width/1e9,min(r['float32'], r['bfloat16']),2*4*batch*K*D + 2*4*width*D + 28*2*D*width # rows gathered, gradients written, Adam's pass
+    codes = 2*(2 if encode == r['bfloat16'] else 4)*batch*width # written and read
+    return dict(float32_gflops=gflop/r['float32'], bfloat16_gflops=gflop/r['bfloat16'], int8_gops=gflop/r['int8'], bandwidth=bandwidth/1e9, encode_ms=1e3*encode, encode8_ms=1e3*r['int8'],
+                minimal_ms=1e3*(encode + (codes + shared)/bandwidth), minimal8_ms=1e3*(r['int8'] + (2*4*batch*width + shared)/bandwidth))
 
 def worker(name, threads):
     "Answers JSON commands, one a line"

@@ -38,7 +38,7 @@ class SparseStep:
                  pre_bias:bool=True, # Subtract `b_dec` from the input?
                  unit_norm:bool=True, # Keep every decoder row at length 1?
                  backend:str='auto', # `torch` (any device), `compiled` (CPU) or `triton` (CUDA)
-                 precision:str='auto' # Of the encoder's product: `float32`, or `bfloat16` where the processor multiplies it natively
+                 precision:str='auto' # Of the encoder's product: `float32`, or `bfloat16` or `int8` where the processor multiplies them natively
                 ):
         if activation not in ('topk', 'batchtopk', 'relu'): raise ValueError(f'there is no sparse step for {activation}: choose topk, batchtopk or relu, or train with autograd')
         store_attr()
@@ -48,6 +48,9 @@ class SparseStep:
 def _native_bf16(device): # does the processor multiply bfloat16 itself?
     if device.type == 'cuda': return torch.cuda.is_bf16_supported()
     return device.type == 'cpu' and any(getattr(torch.cpu, o, lambda: False)() for o in ('_is_avx512_bf16_supported', '_is_amx_tile_supported'))
+
+def _native_int8(): # does it multiply 8-bit integers?
+    return hasattr(torch, '_int_mm') and any(getattr(torch.cpu, o, lambda: False)() for o in ('_is_vnni_supported', '_is_avx512_vnni_supported', '_is_amx_tile_supported'))
 
 def _matmul32(x, W): # oneDNN has AVX-512 loops on processors where MKL uses AVX2
     op = getattr(torch.ops.mkldnn, '_linear_pointwise', None) if x.device.type == 'cpu' else None
@@ -61,14 +64,17 @@ def _start(self:SparseStep, device):
     elif name == 'triton': from sae_ception.sae.gpu import TritonBackend as backend # Triton comes with torch for CUDA only
     else: backend = TorchBackend
     self.engine = backend()
-    self.low = self.precision == 'bfloat16' or self.precision == 'auto' and _native_bf16(device)
+    eight = name == 'compiled' and self.activation != 'relu'
+    if self.precision == 'int8' and not eight: raise ValueError(f'precision=int8 with {self.activation} and the {name} backend: there is int8 for topk and batchtopk on a CPU, with the compiled backend')
+    self.low = self.precision if self.precision != 'auto' else 'int8' if eight and _native_int8() else 'bfloat16' if _native_bf16(device) else 'float32'
 
 # %% ../../nbs/sae/00_kernels.ipynb #e8949d96
 @patch
 def _encode(self:SparseStep, x, W):
-    if not self.low: return _matmul32(x, W)
+    if self.low == 'float32': return _matmul32(x, W)
     if self.shadow is None or self.seen != (W.data_ptr(), W._version):
-        self.shadow,self.seen = W.to(torch.bfloat16),(W.data_ptr(), W._version)
+        self.shadow,self.seen = self.engine.eights(W, 'shadow') if self.low == 'int8' else W.to(torch.bfloat16),(W.data_ptr(), W._version)
+    if self.low == 'int8': return self.engine.product(x, self.shadow)
     if self.pre is None or self.pre.shape != (len(x), len(W)): self.pre = torch.empty(len(x), len(W), dtype=torch.bfloat16, device=x.device)
     return torch.mm(x.to(torch.bfloat16), self.shadow.T, out=self.pre)
 
@@ -187,7 +193,7 @@ def update(self:SparseStep,
     (b1,b2),eps = group['betas'],group['eps']
     rate,c = float(group['lr'])/(1 - b1**t),(1 - b2**t)**-.5
     g = dict(b_dec=self.gb_dec) | (dict(W_skip=self.top().T @ self.x) if 'W_skip' in self.params else {})
-    pull = self.engine.update(self.inner, self.more, self.params, moments, self.shadow if self.low else None, self.unit_norm, rate, (b1, b2), eps, c)
+    pull = self.engine.update(self.inner, self.more, self.params, moments, None if self.low == 'float32' else self.shadow, self.unit_norm, rate, (b1, b2), eps, c)
     if self.pre_bias: g['b_dec'] = g['b_dec'] - pull
     for n,o in g.items():
         m,v = moments[n]

@@ -132,7 +132,7 @@ def _groups(rows, coders, batches, size, device): # Stacks of coders that differ
         if batches < train.accumulate: raise ValueError(f'{batches} batches of {size} rows are not one step of accumulate={train.accumulate}: train on more rows')
         alone = goes_sparse(sae, train, size, device)
         most = 1 if alone else max(1, 2**26//(size*sae.width))
-        for which in (which[i:i+most] for i in range(0, len(which), most)):
+        for which in [which[i:i+most] for i in range(0, len(which), most)]:
             coder = SAE(rows.widths[site], replace(sae, heads=False), None if alone else len(which), rows.widths[target] if target else None).to(device)
             group = Group(coder, train, [coders[i].seed for i in which], batches//train.accumulate)
             group.site,group.target,group.which = site,target,which
@@ -153,19 +153,20 @@ def train_on(rows, # A stream of activations
              measure=None # Called at every evaluation with a `Coder`, its finished `SAE` and its row of the history; what it returns, a dict, is added to the row
             )->list: # One `Trained` a coder
     "Train coders on one stream, in one pass"
-    coders,device = list(coders),pick_device(str(device))
+    coders,device,trackers = list(coders),pick_device(str(device)),_trackers(trackers, Path(log).parent if log else checkpoint or 'runs')
     if not coders: raise ValueError('there are no coders to train: give at least one')
     run = _Run(rows, coders, device, held_out, checkpoint and Path(checkpoint))
     every,saver = every or max(1, run.batches//20),Checkpoint(run.folder and run.folder/'resume.safetensors', save_every)
     run.begin(saver.load())
     logs = _Log(log, trackers, coders, run.done)
-    with interruptible() as stop:
-        for i in progress(range(run.done, run.batches), 'training coders', run.batches - run.done):
-            run.feed()
-            last = i == run.batches - 1
-            if last or (i+1) % every == 0: logs(run.evaluate(measure))
-            saver(run.state, stop, last)
-    logs.finish()
+    try:
+        with interruptible() as stop:
+            for i in progress(range(run.done, run.batches), 'training coders', run.batches - run.done):
+                run.feed()
+                last = i == run.batches - 1
+                if last or (i+1) % every == 0: logs(run.evaluate(measure))
+                saver(run.state, stop, last)
+    finally: logs.finish()
     return run.trained()
 
 # %% ../../nbs/sae/02_training.ipynb #a3fccc6b
@@ -265,10 +266,32 @@ def load(self:_Run, tensors, facts):
     self.done = facts['done']
 
 # %% ../../nbs/sae/02_training.ipynb #ec4abfca
+def _trackers(wanted, folder): # Made, but not started
+    made = [o for o in ([wanted] if isinstance(wanted, str) else wanted)]
+    if not any(isinstance(o, str) for o in made): return made
+    from accelerate import PartialState,tracking # slow to import, and wanted by few
+    PartialState() # without it, trackers refuse to start
+    known,ready = tracking.LOGGER_TYPE_TO_CLASS,{getattr(o, 'value', o) for o in tracking.get_available_trackers()}
+    where = dict(tensorboard=dict(run_name='tensorboard', logging_dir=str(folder)), wandb=dict(dir=str(folder)))
+    for i,name in enumerate(made):
+        if not isinstance(name, str): continue
+        if name not in known: raise ValueError(f'tracker {name!r} is unknown: choose from {", ".join(sorted(known))}')
+        if name not in ready: raise ValueError(f'tracker {name!r} is not installed here (ready: {", ".join(sorted(ready)) or "none"}): pip install {name}')
+        needs = dict(logging_dir=str(folder)) if known[name].requires_logging_directory else {}
+        made[i] = known[name](**{'run_name': 'sae_ception', **needs, **where.get(name, {})})
+    return made
+
+def _flat(o, name, sep): # {'name.field': number or text}
+    if isinstance(o, dict): return {k: v for n,x in o.items() for k,v in _flat(x, f'{name}{sep}{n}', sep).items()}
+    return {name: o if isinstance(o, (int, float, str)) else json.dumps(o)}
+
+# %% ../../nbs/sae/02_training.ipynb #2146dd43
 class _Log: # JSON lines and trackers
     def __init__(self, path, trackers, coders, done):
-        self.path,self.trackers,self.since = path and Path(path),[_tracker(o, path) for o in trackers],time.monotonic()
-        for t in self.trackers: t.store_init_configuration({c.label: json.dumps(plain(c)) for c in coders})
+        self.path,self.trackers = path and Path(path),trackers
+        for t in self.trackers:
+            if hasattr(t, 'start'): t.start() # older versions of accelerate start when they are made
+            t.store_init_configuration({k: v for c in coders for k,v in _flat(plain(c), '', '.').items() for k in [f'{c.label}/{k[1:]}']})
         if self.path and self.path.exists():
             lines = [o for o in self.path.read_text().splitlines() if o.endswith('}')]
             stale = lambda o: o.get('event') == 'coder' and o['batch'] > done
@@ -279,17 +302,9 @@ class _Log: # JSON lines and trackers
         if self.path:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, 'a') as f: f.writelines(json.dumps(plain(dict(time=round(time.time(), 3), event='coder', coder=name, **row))) + '\n' for name,row in found)
-        for t in self.trackers:
-            for name,row in found: t.log({f'{name}/{k}': v for k,v in row.items() if isinstance(v, (int, float))}, step=row['batch'])
+        spread = lambda row: {k: v for n,o in row.items() for k,v in ({f'{n}/{i}': x for i,x in enumerate(o)} if isinstance(o, list) else {n: o}).items()}
+        now = {f'{name}/{k}': v for name,row in found for k,v in spread(row).items() if isinstance(v, (int, float))}
+        for t in self.trackers: t.log(now, step=found[0][1]['batch'])
 
     def finish(self):
         for t in self.trackers: t.finish()
-
-# %% ../../nbs/sae/02_training.ipynb #2146dd43
-def _tracker(name, path):
-    from accelerate import tracking # slow to import, and wanted by few
-    if not isinstance(name, str): return name
-    ready = {o.value if hasattr(o, 'value') else o for o in tracking.get_available_trackers()}
-    if name not in ready: raise ValueError(f'tracker {name!r} is not installed here (ready: {", ".join(sorted(ready)) or "none"}): pip install {name}')
-    cls = tracking.LOGGER_TYPE_TO_CLASS[name]
-    return cls('sae_ception', **({'logging_dir': str(Path(path or '.').parent)} if cls.requires_logging_directory else {}))
