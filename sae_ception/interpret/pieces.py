@@ -93,9 +93,11 @@ def _fresh(segment, window):
 
 # %% ../../nbs/interpret/00_pieces.ipynb #12cb0fa2
 def _in_order(feature, at, n):
-    "What sorts by (feature, at), where at is in 0..n-1"
+    "Sorted by (feature, at), where at is in 0..n-1: feature, at, and which entries they were"
     key = feature*n + at
-    return (key.int() if len(key) and int(feature.max() + 1)*n < 2**31 else key).sort().indices
+    key,order = (key.int() if len(key) and int(feature.max() + 1)*n < 2**31 else key).sort()
+    feature = key//n
+    return feature.long(),(key - feature*n).long(),order
 
 class Piece:
     "Some rows and their firings, in the order of (feature, token)"
@@ -103,8 +105,8 @@ class Piece:
         for k in parts[0]: setattr(self, k, torch.cat([o[k] for o in parts]))
         self.config,self.half,n = config,config.window//2,len(self.ids)
         self.stride = n + config.window + 1 # windows of one feature do not touch those of the next
-        order = _in_order(self.feature, self.token, n)
-        self.feature,self.token,self.value = self.feature[order],self.token[order],self.value[order]
+        self.feature,self.token,order = _in_order(self.feature, self.token, n)
+        self.value = self.value[order]
         self.key = self.feature*self.stride + self.token
         self.hash = _window_hashes(self.ids, self.start, self.stop, config)
         self.draw = (_mix(self.hash + stream_seed(config.seed, 'samples')//2) >> 33) & (2**31 - 1) # 0..2³¹-1
@@ -120,8 +122,8 @@ class Piece:
     def by_chance(self, wanted):
         "Firings that are wanted, by feature, as chance draws them; and which of them have a window that is new to the feature"
         o = wanted.nonzero().flatten()
-        o = o[_in_order(self.feature[o], self.turn[self.token[o]], len(self.ids))]
-        return o,_fresh(self.feature[o], self.hash[self.token[o]])[1]
+        feature,_,order = _in_order(self.feature[o], self.turn[self.token[o]], len(self.ids))
+        return o[order],_fresh(feature, self.hash[self.token[o[order]]])[1]
 
 # %% ../../nbs/interpret/00_pieces.ipynb #b58e6548
 @patch

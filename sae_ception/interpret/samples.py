@@ -222,13 +222,23 @@ def _settle(self:Sampler, kind):
     n,taken = getattr(self.config, kind),self.taken[kind]
     light = {k: torch.cat([o[k] for o in taken]) for k in ('segment', 'score', 'place', 'window')}
     best = best_of(*light.values(), n) if len(taken) > 1 or kind != 'strongest' else slice(None) # a piece's strongest are chosen already
-    table = {k: torch.cat([o[k] for o in taken])[best] for k in taken[0]}
+    table = {k: torch.cat([o[k] for o in taken])[best] for k in taken[0] if k not in ('ids', 'acts')}
+    table.update(_picked(taken, best) if len(taken) > 1 or kind != 'strongest' else {k: taken[0][k] for k in ('ids', 'acts')})
     self.taken[kind] = [table]
     rank = rank_of(table['segment'])
     for name,last in [(kind, n)] + [('near', self.config.near)]*(kind == 'strongest' and self.config.near > 0):
         floor,last = torch.zeros(self.width*(BINS//4 if kind == 'spread' else 1), dtype=torch.int64, device=self.device),rank == last - 1
         floor[table['segment'][last]] = table['score'][last] # what a firing needs to get among the first
         self.floors[name] = floor
+
+def _picked(taken, best):
+    "Windows of the best, without joining all windows first"
+    found,first = {k: taken[0][k].new_empty(len(best), taken[0][k].shape[1]) for k in ('ids', 'acts')},0
+    for o in taken:
+        mine = ((best >= first) & (best < first + len(o['score']))).nonzero().flatten()
+        for k in found: found[k][mine] = o[k][best[mine] - first]
+        first += len(o['score'])
+    return found
 
 @patch(as_prop=True)
 def tables(self:Sampler)->dict: # Kind -> tensors

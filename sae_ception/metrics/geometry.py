@@ -98,6 +98,7 @@ def _csr(z, dtype=np.int64): # Where codes are not zero
 
 def _pieces(codes): return [codes] if isinstance(codes, torch.Tensor) else codes
 
+# %% ../../nbs/metrics/07_geometry.ipynb #831ccf82
 def cofiring(codes, # Codes [N, F], sparse or dense, or pieces of them one by one
              among:torch.Tensor=None, # Count pairs of these features only
              most:int=2**27 # Stored pairs, of 12 bytes each
@@ -114,6 +115,7 @@ def cofiring(codes, # Codes [N, F], sparse or dense, or pieces of them one by on
     pairs = pairs.tocoo()
     return Cofiring(n, *(torch.from_numpy(np.asarray(o, dtype=np.int64)) for o in (fired, pairs.row, pairs.col, pairs.data)))
 
+# %% ../../nbs/metrics/07_geometry.ipynb #9dcd7eed
 def overlap(a:torch.Tensor, # Codes of one coder [N, F]
             b:torch.Tensor, # Codes of another on the same rows [N, F']
             order:torch.Tensor=None # Of the rows of b; as they are if not given
@@ -145,6 +147,7 @@ splitting_docs = dict(
     sibling_share=('share of features with a direction close to one that fires instead', '0 to 1', 'lower', 'ours'),
     judged_share=('share of features with enough firings to tell', '0 to 1', 'context', 'ours'))
 
+# %% ../../nbs/metrics/07_geometry.ipynb #936fac5e
 def splitting(c:Cofiring, # From `cofiring`
               decoder:torch.Tensor, # Directions [F, d]
               least:int=10 # Firings that a feature must have
@@ -155,8 +158,10 @@ def splitting(c:Cofiring, # From `cofiring`
     if n < 2: return {k: float('nan') for k in splitting_docs} | dict(judged_share=n/len(judged))
     share = lambda *features: len(torch.cat(features).unique())/n
     twins,nested = r.jaccard >= .5,(r.jaccard < .5) & (r.containment >= .9) & (r.pmi >= 1)
-    return dict(twin_share=share(r.inner[twins], r.outer[twins]), nested_share=share(r.inner[nested]), sibling_share=share(_siblings(c, judged, decoder)), judged_share=n/len(judged))
+    return dict(twin_share=share(r.inner[twins], r.outer[twins]), nested_share=share(r.inner[nested]),
+                sibling_share=share(_siblings(c, judged, decoder)), judged_share=n/len(judged))
 
+# %% ../../nbs/metrics/07_geometry.ipynb #641d85d3
 def _siblings(c, judged, decoder): # Features whose nearest direction is close, and fires elsewhere
     which,F_ = judged.nonzero().flatten(),len(c.fired)
     cos,near = (o.cpu() for o in nearest(decoder.cpu()[which]))
@@ -178,10 +183,18 @@ def reference_splitting(codes:torch.Tensor, # [N, F], sparse or dense
     return (c.both > threshold*c.n).sum().item()/(f*(f - 1)/2)
 
 # %% ../../nbs/metrics/07_geometry.ipynb #a1a7bb1e
+def _values(codes): # Rows, number of features; feature and size of every positive value
+    parts = []
+    for z in _pieces(codes):
+        z = (z if z.is_sparse else z.detach().to_sparse()).coalesce()
+        on = z.values() > 0
+        parts.append((*z.shape, z.indices()[1][on].cpu(), z.values()[on].double().cpu()))
+    n,f,col,v = zip(*parts)
+    return sum(n),f[0],torch.cat(col),torch.cat(v)
+
 def _histograms(codes, bins=50): # Rows, firings [F], and the published entropy of each feature's values
-    pieces = [(len(z), z.shape[1], z.indices()[1][z.values() > 0].cpu(), z.values()[z.values() > 0].double().cpu()) for z in ((o if o.is_sparse else o.to_sparse()).coalesce() for o in _pieces(codes))]
-    n,f,col,v = sum(o[0] for o in pieces),pieces[0][1],torch.cat([o[2] for o in pieces]),torch.cat([o[3] for o in pieces])
-    low,high = torch.full((f,), torch.inf, dtype=torch.float64).scatter_reduce(0, col, v, 'amin'),torch.zeros(f, dtype=torch.float64).scatter_reduce(0, col, v, 'amax')
+    n,f,col,v = _values(codes)
+    low,high = torch.full((f,), torch.inf).double().scatter_reduce(0, col, v, 'amin'),torch.zeros(f).double().scatter_reduce(0, col, v, 'amax')
     flat = high <= low
     low,width = torch.where(flat, low - .5, low),torch.where(flat, 1., high - low)/bins
     at = ((v - low[col])/width[col]).long().clamp(max=bins - 1)
@@ -191,6 +204,7 @@ def _histograms(codes, bins=50): # Rows, firings [F], and the published entropy 
     p = p/p.sum(1, keepdim=True)
     return n,fired,-(p*p.log()).sum(1)
 
+# %% ../../nbs/metrics/07_geometry.ipynb #35d8c8e8
 def reference_monosemanticity(codes # Codes [N, F], sparse or dense, or pieces of them
                              )->torch.Tensor: # [F], 0..1
     "The published score, which is 1 for features that never fire"
@@ -207,6 +221,16 @@ def specificity(codes, # Codes [N, F], sparse or dense, or pieces of them
 # %% ../../nbs/metrics/07_geometry.ipynb #1756a851
 Family = namedtuple('Family', 'child parent containment pmi cosine level') # each [C]; of features without a parent, parent is -1 and the rest NaN
 
+def _candidates(c, level, least): # Pairs of a feature and one of an earlier level that meet more often than chance, the best of each child last
+    r = relations(c, least)
+    early = level[r.inner] <= level[r.outer]
+    child,parent = torch.where(early, r.outer, r.inner),torch.where(early, r.inner, r.outer)
+    inside = r.both/c.fired[child]
+    keep = ((level[child] > level[parent]) & (r.pmi >= 1)).nonzero().flatten()
+    keep = keep[(inside[keep] + 1e-9*r.pmi[keep]).argsort(stable=True)]
+    return [o[keep] for o in (child, parent, inside, r.pmi)]
+
+# %% ../../nbs/metrics/07_geometry.ipynb #412ee39a
 def family(c:Cofiring, # From `cofiring`
            decoder:torch.Tensor, # Directions [F, d]
            ends:tuple, # Where levels end
@@ -215,20 +239,18 @@ def family(c:Cofiring, # From `cofiring`
     "The best parent of each feature among those of earlier levels"
     ends,F_ = torch.tensor(ends),len(c.fired)
     if ends[-1] != F_: raise ValueError(f'levels end at {ends.tolist()} and there are {F_} features: the last level must have them all')
-    level,r,D = torch.searchsorted(ends, torch.arange(F_), right=True),relations(c, least),F.normalize(decoder.detach().float().cpu(), dim=1)
-    early = level[r.inner] <= level[r.outer]
-    child,parent = torch.where(early, r.outer, r.inner),torch.where(early, r.inner, r.outer)
-    inside = r.both/c.fired[child]
-    keep = (level[child] > level[parent]) & (r.pmi >= 1)
-    child,parent,inside,pmi = (o[keep] for o in (child, parent, inside, r.pmi))
-    order = (inside + 1e-9*pmi).argsort(stable=True) # the last of equal children stays
-    best = torch.full((F_,), -1).scatter(0, child[order], torch.arange(len(order))) if len(order) else torch.full((F_,), -1)
+    level,D = torch.searchsorted(ends, torch.arange(F_), right=True),F.normalize(decoder.detach().float().cpu(), dim=1)
+    child,parent,inside,pmi = _candidates(c, level, least)
+    none = torch.full((F_,), torch.nan, dtype=torch.float64)
+    def best(o, empty=none):
+        out = empty.clone()
+        out[child] = o.to(out.dtype) # of several, the last stays
+        return out
     who = ((level > 0) & (c.fired >= least)).nonzero().flatten()
-    at = best[who]
-    pick = lambda o: torch.where(at >= 0, o[order][at.clamp(min=0)].double(), torch.nan) if len(order) else torch.full((len(who),), torch.nan)
-    found = torch.where(at >= 0, parent[order][at.clamp(min=0)], -1) if len(order) else at
-    return Family(who, found, pick(inside), pick(pmi), torch.where(found >= 0, (D[who]*D[found]).sum(1), torch.nan), level[who])
+    found = best(parent, torch.full((F_,), -1))[who]
+    return Family(who, found, best(inside)[who], best(pmi)[who], torch.where(found >= 0, (D[who]*D[found]).sum(1), torch.nan), level[who])
 
+# %% ../../nbs/metrics/07_geometry.ipynb #e2cbf9c2
 def hierarchy(f:Family)->list: # One dict a level after the first: features, child_share, cosine
     "How many features of each level have a parent that contains them to nine tenths, and how like it they are"
     rows = []
@@ -248,26 +270,29 @@ def reference_hierarchy(decoder:torch.Tensor, # Directions [F, d]
     return [dict(size=len(o), within=w, between=b, separation=b/(w + 1e-8) if b is not None else None) for o,w,b in zip(levels, within, [*between, None])]
 
 # %% ../../nbs/metrics/07_geometry.ipynb #05657e14
+def _rests(y, z, decoder, ends): # Summed squared error of each prefix, of targets without the bias
+    (row,col),v = z.indices(),z.values()
+    for a,b in zip((0, *ends), ends):
+        part = (col >= a) & (col < b)
+        level = torch.sparse_coo_tensor(torch.stack([row[part], col[part] - a]), v[part].to(y.dtype), (len(y), b - a), check_invariants=False)
+        y = y - torch.sparse.mm(level, decoder[a:b])
+        yield y.double().square().sum()
+
+# %% ../../nbs/metrics/07_geometry.ipynb #579018ff
 def level_curves(pieces, # Yields targets [n, d] and codes [n, F], sparse or dense
                  decoder:torch.Tensor, # Directions [F, d]
-                 bias:torch.Tensor, # What no feature gives [d]
+                 bias:torch.Tensor, # What is written when no feature is on [d]
                  ends:tuple # Where levels end
                 )->list: # One dict a level: features, fvu, l0, dead_share of its prefix, and new_dead_share of what it adds
     "Fidelity, sparsity and use of each prefix"
     n,fired,sums,errors = 0,0,0.,0.
     for y,z in pieces:
-        z,y = (z if z.is_sparse else z.to_sparse()).coalesce(),y.detach()
-        (row,col),v = z.indices(),z.values()
-        n,fired = n + len(y),fired + torch.bincount(col[v != 0], minlength=z.shape[1])
+        z,y = (z if z.is_sparse else z.detach().to_sparse()).coalesce(),y.detach()
+        n,fired = n + len(y),fired + torch.bincount(z.indices()[1][z.values() != 0], minlength=z.shape[1])
         sums = sums + torch.stack([y.double().sum(0), y.double().square().sum(0)])
-        rest = y - bias
-        found = []
-        for a,b in zip((0, *ends), ends):
-            part = (col >= a) & (col < b)
-            rest = rest - torch.sparse.mm(torch.sparse_coo_tensor(torch.stack([row[part], col[part] - a]), v[part].to(rest.dtype), (len(y), b - a), check_invariants=False), decoder[a:b].detach())
-            found.append(rest.double().square().sum())
-        errors = errors + torch.stack(found)
+        errors = errors + torch.stack([*_rests(y - bias, z, decoder.detach(), ends)])
     if not n: raise ValueError('there are no rows to measure on: give at least one piece')
     total = (sums[1] - sums[0].square()/n).sum()
     share = lambda a, b: (fired[a:b] == 0).double().mean().item()
-    return [dict(features=b, fvu=(e/total).item(), l0=fired[:b].sum().item()/n, dead_share=share(0, b), new_dead_share=share(a, b)) for a,b,e in zip((0, *ends), ends, errors)]
+    levels = zip((0, *ends), ends, errors)
+    return [dict(features=b, fvu=(e/total).item(), l0=fired[:b].sum().item()/n, dead_share=share(0, b), new_dead_share=share(a, b)) for a,b,e in levels]

@@ -120,8 +120,9 @@ def ground_truth(decoder:torch.Tensor, # Directions of the features [F, d], in u
     near,pairs,some = detection(counts[0]),{k: v[paired >= 0] for k,v in detection(counts[1]).items()},len(feature)
     total,(told,strength) = sums['xx'] - sums['x'].square().sum()/sums['n'],(counts[1][k].sum().item() for k in ('told', 'strength'))
     lengths = decoder.double().norm(dim=1)
-    found = dict(mcc=mcc(decoder, truth), mcc_chance=chance_cosine(2*len(truth), truth.shape[1]), uniqueness=uniqueness(matches[0]), **{k: v.mean() for k,v in near.items()},
-                 **{f'matched_{k}': v.mean() for k,v in pairs.items()}, coverage=counts[1]['hits'].sum()/max(1, seen), fvu=sums['error']/total if total > 1e-12*sums['xx'] else torch.nan,
+    found = dict(mcc=mcc(decoder, truth), mcc_chance=chance_cosine(2*len(truth), truth.shape[1]), uniqueness=uniqueness(matches[0]),
+                 **{k: v.mean() for k,v in near.items()}, **{f'matched_{k}': v.mean() for k,v in pairs.items()},
+                 coverage=counts[1]['hits'].sum()/max(1, seen), fvu=sums['error']/total if total > 1e-12*sums['xx'] else torch.nan,
                  shrinkage=sums['ratio']/sums['some'], strength_ratio=(counts[1]['told']*lengths).sum()/strength if strength else torch.nan,
                  l0=counts[0]['fired'].sum()/sums['n'], true_l0=seen/sums['n'], dead_share=(counts[0]['fired'] == 0).double().mean(), n_rows=sums['n'])
     return {k: int(found[k]) if k == 'n_rows' else float(found[k]) for k in groundtruth_docs}

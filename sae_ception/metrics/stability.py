@@ -80,7 +80,8 @@ def _agreement(a, b, za, zb, seed): # Of two coders
     found,chance = same_directions(a, b),same_directions(twin_directions(a, 2*seed), twin_directions(b, 2*seed + 1)).mean().item()
     fire,fire_chance = same_firing(za, zb).mean().item(),same_firing(za, zb, shuffle=seed).mean().item()
     scale = lambda x, c: (x - c)/(1 - c)
-    return dict(zip(stability_docs, (found.mean().item(), chance, scale(found.mean().item(), chance), (found > .7).double().mean().item(), fire, fire_chance, scale(fire, fire_chance))))
+    mean,shared = found.mean().item(),(found > .7).double().mean().item()
+    return dict(zip(stability_docs, (mean, chance, scale(mean, chance), shared, fire, fire_chance, scale(fire, fire_chance))))
 
 # %% ../../nbs/metrics/13_stability.ipynb #2a4073b9
 def stability(decoders:list, # Directions of each coder [F, d]

@@ -194,6 +194,7 @@ def _block(self:WorldRows, i, what='rows'): # The rows of a block, and their fea
         self.last = (what, i),self.world.sample(self.block, torch.Generator(device).manual_seed(stream_seed(self.seed, what, i)))
     return self.last[1]
 
+# %% ../../nbs/sae/05_generator.ipynb #b1ea108a
 @patch
 def batch(self:WorldRows, n:int # Rows
          )->dict: # Site -> float32 [n, d]
@@ -206,6 +207,7 @@ def batch(self:WorldRows, n:int # Rows
         self.place,n = self.place + len(parts[-1]),n - len(parts[-1])
     return {self.site: torch.cat(parts)}
 
+# %% ../../nbs/sae/05_generator.ipynb #a1552365
 @patch
 def truths(self:WorldRows, n:int # Rows, all of them held out
           ): # Yields activations [m, d] and strengths of the features, sparse [m, T]
@@ -215,6 +217,7 @@ def truths(self:WorldRows, n:int # Rows, all of them held out
         m = min(self.block, n - i*self.block)
         yield x[:m],(a if m == self.block else torch.narrow_copy(a, 0, 0, m).coalesce())
 
+# %% ../../nbs/sae/05_generator.ipynb #29113404
 @patch
 def held_out(self:WorldRows, n:int # Rows
             )->dict: # Site -> float32 [n, d], the same in each call
