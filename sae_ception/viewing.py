@@ -171,7 +171,7 @@ class OnText:
         self.model,self.tokenizer,self.sae,self.site,self.target,self.batches,self.name,self.masks = model.eval(),tokenizer,sae,site,target,list(batches),name,masks
         if not self.batches: raise ValueError('no batches: there is no text to read')
 
-    def __repr__(self): return f'{self.name}: {self.sae.config.width} features at {self.site}, on {sum(int(b.real.sum()) for b in self.batches):,} tokens'
+    def __repr__(self): return f'{self.name}: {self.sae.config.width} features at {self.site}, {sum(int(b.real.sum()) for b in self.batches):,} tokens of text'
 
 # %% ../nbs/cycle/08_viewing.ipynb #b8126882
 @patch
@@ -244,7 +244,7 @@ def open_text(path, # The directory of a run of `lm_sae`
     if not (path/'sae/manifest.json').is_file(): raise ValueError(f'{path.name!r} is not finished: run it again, and it resumes')
     model,tokenizer = load_lm(str(path/'model') if is_fresh(config['model']) else config['model'], load_tokenizer(config['tokenizer']) if config.get('tokenizer') else None, dtype=config.get('dtype', 'float32'))
     batches = held_out_batches(TokenStream(config['data'], tokenizer, seed=config['seed'], **config['text']), tokens)
-    return OnText(model.to(device), tokenizer, load_sae(path/'sae').to(device), config['site'], batches, config.get('target'), config['site'])
+    return OnText(model.to(device), tokenizer, load_sae(path/'sae').to(device), config['site'], batches, config.get('target'), config['model'])
 
 # %% ../nbs/cycle/08_viewing.ipynb #a98be09a
 def open_coder(path, # Folder or file of a coder
@@ -266,4 +266,4 @@ def open_coder(path, # Folder or file of a coder
     bos = said.get('prepend_bos', True) and tokenizer.bos_token_id is not None
     context = context or min(said.get('context_size') or 128, getattr(lm.config, 'max_position_embeddings', None) or 10**9)
     stream = TokenStream(data, tokenizer, context, bos='context' if bos else 'none', separator='eos' if tokenizer.eos_token_id is not None else 'none', column=column, held_out=0.)
-    return OnText(lm.to(device), tokenizer, sae.to(device), site, [stream.next(16) for _ in range(max(1, tokens//(16*context)))], target, site)
+    return OnText(lm.to(device), tokenizer, sae.to(device), site, [stream.next(16) for _ in range(max(1, tokens//(16*context)))], target, Path(name).name)

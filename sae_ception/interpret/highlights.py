@@ -16,7 +16,7 @@ CRITERIA = dict(
     weighty=('size mean low high', lambda t: (t['size']/t['size'].sum()/(t['mean']/t['mean'].sum())).where((t.low > 0) | (t.high < 0)), 'weighty: {score:.1f} times as much influence as activation'),
     readable=('detection detection_low', lambda t: t.detection_low - .5, 'readable: its label tells where it fires with accuracy {detection:.0%}'),
     harmful=('effect low high', lambda t: -t.high, 'harmful: without it the truth gains at least {score:.2g} nats a prediction'),
-    rare=('density max on', lambda t: (t['max']/t['max'].median()).where((t.density < .01) & (t.on >= 10)), 'rare and strong: on {density:.2%} of the rows, up to {max:.3g}'))
+    rare=('density max on', lambda t: (t['max']/t['max'][t.on > 0].median()).where((t.density < .01) & (t.on >= 10)), 'rare and strong: on {density:.2%} of the rows, up to {max:.3g}'))
 
 # %% ../../nbs/interpret/08_highlights.ipynb #8f2b2b68
 def highlights(table:pd.DataFrame, # One row a feature, with the columns that criteria need
