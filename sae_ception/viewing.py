@@ -72,7 +72,8 @@ def labels(self:OnTask,
            most:int=200 # Examples where a feature fires, and as many where it does not
           )->pd.DataFrame: # label and its scores, by feature
     "A readable label for each feature"
-    return interpret(label_contexts(self.z, self.acts.y, self.task.classes, features, most), reader)
+    contexts = label_contexts(self.z, self.acts.y, self.task.classes, features, most)
+    return interpret(contexts.assign(start=len(contexts)), reader) # far from any beginning: rows have no position that a label could name
 
 @patch
 def health(self:OnTask)->Health:

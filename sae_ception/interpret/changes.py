@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from ..core import generator
 from .dashboard import follow
 from .plots import LightFigure,palette,style
-from ..metrics.geometry import overlap
+from ..metrics.geometry import chance_cosine,overlap
 from ..metrics.stability import twin_directions
 
 # %% ../../nbs/interpret/07_changes.ipynb #57bd404b
@@ -51,18 +51,20 @@ def _fired(z): return torch.bincount(z.coalesce().indices()[1], minlength=z.shap
 def links(a:tuple, # Directions [F, d] and codes [N, F]
           b:tuple, # Those of the next set, on the same rows
           by:str='direction', # What tells: `direction` or `firing`
-          alike:float=None # Smallest cosine (.5) or Jaccard index (.3)
+          alike:float=None # Smallest cosine or Jaccard index; by default .3 for firing, and for directions what chance allows
          )->tuple: # As from `follow_firing`
     "Which live feature is which"
     if by not in ('direction', 'firing'): raise ValueError(f'by={by!r}: choose direction or firing')
     if by == 'firing': return follow_firing(a[1], b[1], .3 if alike is None else alike)
-    return follow(*(D.detach().float().cpu()*_fired(z).cpu()[:, None] for D,z in (a, b)), .5 if alike is None else alike)
+    live = [D.detach().float().cpu()*_fired(z).cpu()[:, None] for D,z in (a, b)]
+    if alike is None: alike = max(.5, chance_cosine(max(1, max(int(_fired(z).sum()) for _,z in (a, b))), live[1].shape[1], .95))
+    return follow(*live, alike)
 
 # %% ../../nbs/interpret/07_changes.ipynb #ef4ab49a
 def changes(a:tuple, # Directions [F, d] and codes [N, F]
             b:tuple, # Those of the next set, on the same rows
             by:str='direction', # What tells: `direction` or `firing`
-            alike:float=None # Smallest cosine (.5) or Jaccard index (.3)
+            alike:float=None # As for `links`
            )->pd.DataFrame: # before, after (-1 where there is none), fate, cosine, jaccard
     "What became of every live feature, and where the new ones come from"
     (to,_,whence),rows = links(a, b, by, alike),[]
