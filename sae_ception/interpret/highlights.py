@@ -13,10 +13,12 @@ CRITERIA = dict(
     selective=('favourite share on', lambda t: t.share.where(t.on >= 10), 'fires for {favourite}: {share:.0%} of its mean code goes there'),
     needed=('effect low high', lambda t: t.low, 'needed: without it the truth loses {effect:.3g} nats a prediction ({low:.2g} to {high:.2g})'),
     coarse=('children', lambda t: t.children.where(t.children >= 2), 'coarse: {children:.0f} finer features fire inside it'),
-    weighty=('size mean low high', lambda t: (t['size']/t['size'].sum()/(t['mean']/t['mean'].sum())).where((t.low > 0) | (t.high < 0)), 'weighty: {score:.1f} times as much influence as activation'),
+    weighty=('size mean low high', lambda t: (t['size']/t['size'].sum()/(t['mean']/t['mean'].sum())).where((t.low > 0) | (t.high < 0)),
+             'weighty: {score:.1f} times as much influence as activation'),
     readable=('detection detection_low', lambda t: t.detection_low - .5, 'readable: its label tells where it fires with accuracy {detection:.0%}'),
     harmful=('effect low high', lambda t: -t.high, 'harmful: without it the truth gains at least {score:.2g} nats a prediction'),
-    rare=('density max on', lambda t: (t['max']/t['max'][t.on > 0].median()).where((t.density < .01) & (t.on >= 10)), 'rare and strong: on {density:.2%} of the rows, up to {max:.3g}'))
+    rare=('density max on', lambda t: (t['max']/t['max'][t.on > 0].median()).where((t.density < .01) & (t.on >= 10)),
+          'rare and strong: on {density:.2%} of the rows, up to {max:.3g}'))
 
 # %% ../../nbs/interpret/08_highlights.ipynb #8f2b2b68
 def highlights(table:pd.DataFrame, # One row a feature, with the columns that criteria need
