@@ -16,7 +16,7 @@ setup(
     project_urls={'Documentation': cfg['doc_host'] + cfg['doc_baseurl']},
     classifiers=['Programming Language :: Python :: 3', 'Intended Audience :: Science/Research'],
     packages=[*find_packages(include=[lib, lib + '.*']), experiments],
-    package_dir={experiments: 'nbs/experiments'}, package_data={experiments: ['*.ipynb', 'presets/*.yaml']}, zip_safe=False,
+    package_dir={experiments: 'nbs/experiments'}, package_data={experiments: ['*.ipynb', 'presets/*.yaml'], f'{lib}.interpret': ['page.*']}, zip_safe=False,
     python_requires='>=' + cfg['min_python'], install_requires=words('requirements'),
     extras_require={'dev': words('dev_requirements')},
     long_description=Path('README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',

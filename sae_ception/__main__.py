@@ -72,8 +72,8 @@ def _runs(argv):
     places = [w for w in o.words if Path(w).is_dir() or '=' not in w]
     found = filter_runs(find_runs(*places), [w for w in o.words if w not in places])
     metrics = [w for w in o.metrics.split(',') if w]
-    print(compare_runs(found, metrics) if o.compare else list_runs(found, metrics))
-    if o.export: export_runs(found, o.export); print('', o.export, sep='\n')
+    if o.export: export_runs(found, o.export)
+    print(compare_runs(found, metrics) if o.compare else list_runs(found, metrics), *(['', o.export] if o.export else []), sep='\n')
     return 0
 
 # %% ../nbs/cycle/07_command.ipynb #fd46fa5b

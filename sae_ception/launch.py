@@ -342,7 +342,10 @@ def own_kernel():
 _setup = """import logging as _l, sys as _s, warnings as _w
 _l.getLogger('sae_ception').setLevel('INFO'); _l.getLogger('sae_ception').propagate = False
 _l.getLogger('sae_ception').addHandler(_l.StreamHandler(_s.stdout))
-_w.filterwarnings('ignore', message='IProgress not found'); del _l, _s, _w"""
+_w.filterwarnings('ignore', message='IProgress not found'); del _l, _s, _w
+import os as _o, signal as _g
+_g.signal(_g.SIGTERM, lambda *a, _me=_o.getpid(), _o=_o, _g=_g: _o.getpid() == _me or (_g.signal(_g.SIGTERM, _g.SIG_DFL), _o.kill(_o.getpid(), _g.SIGTERM)))
+del _o, _g"""
 
 # %% ../nbs/cycle/02_launch.ipynb #32c24791
 @contextmanager
@@ -498,13 +501,13 @@ def _side_by_side(notebook, parts, outs, jobs, resume):
 # %% ../nbs/cycle/02_launch.ipynb #096d083a
 def _row(values, out, code):
     "What a part puts into `sweep.json`"
-    results = {} if code else read_results(out)
+    results = read_results(out) if code == 0 else {}
     return dict(name=out.name, parameters=values, exit_code=code, results=results.get('metrics') or (results.get('table') or [{}])[-1])
 
 def _sweep_table(rows):
     "The parts of a sweep, the parameters that differ first"
     axes = [k for k,v in rows[0]['parameters'].items() if any(o['parameters'][k] != v for o in rows)]
-    return text_table([dict(part=i, **{k: o['parameters'][k] for k in axes}, state='failed' if o['exit_code'] else 'done',
+    return text_table([dict(part=i, **{k: o['parameters'][k] for k in axes}, state={0: 'done', None: 'not run'}.get(o['exit_code'], 'failed'),
                             **{k: v for k,v in o['results'].items() if k not in (*axes, 'part', 'state')}) for i,o in enumerate(rows)])
 
 # %% ../nbs/cycle/02_launch.ipynb #d0c79bd0
@@ -525,7 +528,7 @@ def _tell(notebook, parts, out, outs, codes):
     print('', _sweep_table(rows), '', place(out/'sweep.json'), sep='\n')
     for o,code in zip(outs, codes):
         if code: print(f'failed with exit code {code}: {place(o/notebook.name)}', file=sys.stderr)
-    return int(any(codes))
+    return int(any(o != 0 for o in codes))
 
 # %% ../nbs/cycle/02_launch.ipynb #585d2cda
 def sweep(notebook, # Path of a notebook
@@ -551,5 +554,7 @@ def report(notebook, # Path of a notebook
     notebook = Path(notebook).resolve()
     out,outs = run_dirs(notebook, parts, out)
     if not out.is_dir(): raise Refused(f'there is no directory {place(out)}, so there is nothing to report')
-    codes = [0 if finished(o/notebook.name, notebook) else (_metadata(o/notebook.name) or {}).get('sae_ception', {}).get('code') or 1 for o in outs]
-    return _tell(notebook, parts, out, outs, codes)
+    def code(file):
+        metadata = _metadata(file)
+        return None if metadata is None else 0 if finished(file, notebook) else metadata.get('sae_ception', {}).get('code') or 1
+    return _tell(notebook, parts, out, outs, [code(o/notebook.name) for o in outs])
