@@ -38,6 +38,7 @@ class Features:
     labels: list # A label for each feature, '' without one
     images: torch.Tensor # Pictures uint8 [N, H, W, C] by sample id; `None` for text
     grid: tuple # Patches down and across
+    places: np.ndarray = None # Where each feature lies on a map [F, 2], NaN where it has no place
 
     def __repr__(self): return f'Features({self.name}: {len(self.D)} on {len(self.ends)} level{"s"*(len(self.ends) > 1)}, {len(self.outputs)} named outputs)'
 
@@ -50,7 +51,8 @@ def view_features(samples:Samples, # From `Sampler.finish` or `load_samples`
                   images=None, # The pictures, by sample id: [N, H, W] or [N, C, H, W], in 0..1 or uint8
                   grid:tuple=None, # Patches down and across; a square if not given
                   name:str='features', # What to call the set
-                  n:int=8 # How many relatives and outputs
+                  n:int=8, # How many relatives and outputs
+                  places=None # Where each lies on a map [F, 2], as from `map_features`; no map if not given
                  )->Features:
     "Everything that a page shows of a set of features"
     D = (sae if isinstance(sae, torch.Tensor) else sae.W_dec).detach().float().cpu()
@@ -60,7 +62,8 @@ def view_features(samples:Samples, # From `Sampler.finish` or `load_samples`
     wanted = dict(samples.features.get('label', pd.Series(dtype=object)).dropna() if labels is None else labels)
     if odd := [o for o in wanted if not (isinstance(o, (int, np.integer)) and 0 <= o < F)]: raise ValueError(f'a label for feature {odd[0]!r}: there are 0..{F-1}')
     pictures,grid = (None,None) if images is None else _pictures(images, samples, grid)
-    return Features(name, samples, D, tuple(ends), similar_features(D, n), cofiring(samples, n), parents(samples, ends), effects, _named(effects, outputs), [str(wanted.get(f) or '') for f in range(F)], pictures, grid)
+    if places is not None and np.shape(places) != (F, 2): raise ValueError(f'places has shape {np.shape(places)} for {F} features: give two coordinates each')
+    return Features(name, samples, D, tuple(ends), similar_features(D, n), cofiring(samples, n), parents(samples, ends), effects, _named(effects, outputs), [str(wanted.get(f) or '') for f in range(F)], pictures, grid, places)
 
 # %% ../../nbs/interpret/03_dashboard.ipynb #a045f5f3
 def _effects(D, W, n):
@@ -200,7 +203,12 @@ def _columns(v):
     columns = dict(label=[_cut(o) for o in v.labels], peak=[_cut(o) for o in v.peaks], on=t.on.tolist(), density=_short(t.density), mean=_short(t.mean_on), max=_short(t['max'].fillna(0)),
                    level=levels_of(F, v.ends).tolist(), parent=v.parent[0].tolist(), cover=_short(v.parent[1], 3))
     if number: columns.update(favourite=[number.get(o) for o in t.favourite], share=_short(t.share))
+    if v.places is not None: columns.update(zip('xy', map(_short, _unit(v.places).T)))
     return columns
+
+def _unit(xy): # Brought into 0..1, both axes alike
+    low,high = np.nanmin(xy, 0),np.nanmax(xy, 0)
+    return .5 + (xy - (low + high)/2)/((high - low).max() or 1)
 
 def _feature_head(v, f, kept):
     "What the page shows of a feature besides its contexts"
@@ -281,13 +289,15 @@ def write_dashboard(path, # Where to: an `.html` file
                     title:str='Features', # Of the page
                     note:str='', # A few words on what it shows
                     each:dict=EACH, # Contexts of each kind that are shown
-                    alike:float=.5 # Smallest cosine of features that are the same in the next cycle
+                    alike:float=.5, # Smallest cosine of features that are the same in the next cycle
+                    links:list=None # Which feature of the next set is which, as from `follow`, for sets of different sites; by directions if not given
                    ):
     "Write one HTML file that shows everything"
     if not views: raise ValueError('no features to show: give at least one set, from view_features')
     if set(each) - set(KINDS): raise ValueError(f'each={each}: choose from {", ".join(KINDS)}')
     sets,data = zip(*(_parts(v, i, {**dict.fromkeys(KINDS, 0), **each}) for i,v in enumerate(views)))
-    links = [follow(a.D, b.D, alike) for a,b in zip(views, views[1:])]
+    links = [follow(a.D, b.D, alike) for a,b in zip(views, views[1:])] if links is None else links
+    if len(links) != len(views) - 1: raise ValueError(f'{len(links)} links for {len(views)} sets: give one from each set to the next')
     index = dict(sets=sets, follow=[dict(to=a.tolist(), cosine=_short(c, 3), **{'from': b.tolist()}) for a,c,b in links])
     here = files('sae_ception.interpret')
     style,script,html = ((here/f'page.{o}').read_text(encoding='utf-8') for o in ('css', 'js', 'html'))

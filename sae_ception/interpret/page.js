@@ -351,9 +351,53 @@ function drawCycles() {
 function view(name) {
   state.view = name
   for (const id of ['side', 'main']) $(id).classList.toggle('hide', name !== 'features')
-  $('cycles').classList.toggle('hide', name !== 'cycles')
-  for (const [id, v] of [['tab-features', 'features'], ['tab-cycles', 'cycles']]) $(id).setAttribute('aria-pressed', name === v)
-  name === 'cycles' ? drawCycles() : list.draw()
+  for (const o of ['cycles', 'map']) $(o).classList.toggle('hide', name !== o)
+  for (const o of ['features', 'cycles', 'map']) $(`tab-${o}`).setAttribute('aria-pressed', name === o)
+  name === 'cycles' ? drawCycles() : name === 'map' ? drawMap() : list.draw()
+}
+
+// ---- Map ----
+// Features as points, by the coordinates they came with; the one that is pointed at is named, a click opens it.
+const HUES = ['#0072B2', '#E69F00', '#009E73', '#D55E00', '#CC79A7', '#56B4E9', '#8a8a8a', '#8a5a2b', '#9900FF', '#330099']
+let spots = []
+function shading() { // A number in 0..1 or a hue for each feature, and the legend
+  const by = $('shade').value, densest = Math.log(Math.max(...S.density.filter(o => o > 0))), least = Math.log(Math.min(...S.density.filter(o => o > 0)))
+  const ramp = u => `hsl(${Math.round(260 - 215*u)} 70% ${Math.round(38 + 18*u)}%)`
+  if (by === 'density') return [f => ramp((Math.log(S.density[f]) - least)/(densest - least || 1)), [[ramp(0), percent(Math.exp(least))], [ramp(1), percent(Math.exp(densest))]]]
+  const names = by === 'level' ? S.ends.map((_, i) => `level ${i + 1}`) : S.classes, of = S[by]
+  return [f => HUES[of[f] % HUES.length], names.slice(0, 20).map((o, i) => [HUES[i % HUES.length], first(plain(o), 24)])]
+}
+function drawMap() {
+  const canvas = $('points'), scale = devicePixelRatio || 1, [W, H] = [canvas.clientWidth, canvas.clientHeight], side = Math.min(W, H) - 40, ctx = canvas.getContext('2d'), [hue, legend] = shading()
+  canvas.width = W*scale; canvas.height = H*scale
+  ctx.scale(scale, scale)
+  spots = []
+  for (let f = 0; f < S.width; f++) if (S.on[f] && S.x[f] !== null && (!state.level || f < S.ends[state.level - 1])) spots.push({ f, x: W/2 + (S.x[f] - .5)*side, y: H/2 - (S.y[f] - .5)*side })
+  const r = clamp(60/Math.sqrt(spots.length), 1.5, 6)
+  for (const o of spots) { ctx.fillStyle = hue(o.f); ctx.beginPath(); ctx.arc(o.x, o.y, r, 0, 7); ctx.fill() }
+  const here = spots.find(o => o.f === state.feature)
+  if (here) { ctx.strokeStyle = getComputedStyle(canvas).color; ctx.lineWidth = 2; ctx.beginPath(); ctx.arc(here.x, here.y, r + 4, 0, 7); ctx.stroke() }
+  $('shades').replaceChildren(...legend.map(([colour, text]) => { const dot = el('i'); dot.style.background = colour; return el('span', {}, dot, el('bdi', { text })) }))
+  $('pointed').textContent = here ? `${here.f} ${plain(nameOf(S, here.f))}` : `${spots.length.toLocaleString('en')} features; nearby features write alike`
+}
+function nearestSpot(x, y, most) { // The point nearest to a place on the canvas
+  let best = null, least = most*most
+  for (const o of spots) { const d = (o.x - x)**2 + (o.y - y)**2; if (d < least) { best = o; least = d } }
+  return best
+}
+function pointAt(e, opens) {
+  const o = nearestSpot(e.offsetX, e.offsetY, 25)
+  if (o && opens) return go(o.f)
+  $('points').title = o ? `${o.f} ${plain(nameOf(S, o.f))}` : ''
+  if (o) $('pointed').textContent = $('points').title
+}
+function mapKey(e) { // To the nearest point that lies in the direction of the arrow
+  const d = { ArrowRight: [1, 0], ArrowLeft: [-1, 0], ArrowDown: [0, 1], ArrowUp: [0, -1] }[e.key], here = spots.find(o => o.f === state.feature) ?? spots[0]
+  if (e.key === 'Enter' && here) return go(here.f)
+  if (!d || !here) return
+  e.preventDefault()
+  const ahead = spots.map(o => ({ o, along: (o.x - here.x)*d[0] + (o.y - here.y)*d[1], off: Math.abs((o.x - here.x)*d[1]) + Math.abs((o.y - here.y)*d[0]) })).filter(o => o.along > 0 && o.off <= o.along)
+  if (ahead.length) { state.feature = ahead.reduce((a, b) => a.along + a.off < b.along + b.off ? a : b).o.f; drawMap() }
 }
 
 // ---- Start ----
@@ -365,7 +409,11 @@ function choose(i) {
   $('levels').classList.toggle('hide', !levels)
   $('level').max = S.ends.length; $('level').value = S.ends.length; state.level = 0
   for (const o of $('sort').options) o.hidden = o.disabled = (o.value === 'share' && !S.classes.length) || (o.value === 'level' && !levels)
+  $('tab-map').classList.toggle('hide', !S.x)
+  for (const o of $('shade').options) o.hidden = o.disabled = (o.value === 'favourite' && !S.classes.length) || (o.value === 'level' && !levels)
+  $('shade').value = [...$('shade').options].find(o => !o.disabled).value
   refresh()
+  if (state.view === 'map') S.x ? drawMap() : view('features')
 }
 function theme(name) {
   document.documentElement.dataset.theme = name
@@ -377,11 +425,12 @@ function fromHash() {
 }
 function keys(e) {
   if (e.ctrlKey || e.metaKey || e.altKey || $('help').open) return
-  if (e.key === 'Escape') { e.target.value && e.target.type === 'search' ? (e.target.value = '', e.target.dispatchEvent(new Event('input'))) : (state.view === 'features' ? $('list') : $('chains')).focus(); return }
+  if (e.key === 'Escape') { e.target.value && e.target.type === 'search' ? (e.target.value = '', e.target.dispatchEvent(new Event('input'))) : $({ features: 'list', cycles: 'chains', map: 'points' }[state.view]).focus(); return }
   if (/^(INPUT|SELECT|TEXTAREA)$/.test(e.target.tagName) && e.target.type !== 'checkbox' && e.target.type !== 'range') { if (e.key === 'Enter' && e.target.type === 'search') { $('list').focus(); list.go(Math.max(0, list.at)) } return }
-  const lines = state.view === 'features' ? list : chains
-  const does = { '/': () => $(state.view === 'features' ? 'search' : 'follow').focus(), '?': () => $('help').showModal(), t: () => $('theme').click(), j: () => lines.go(lines.at + 1), k: () => lines.go(Math.max(0, lines.at - 1)),
-    r: () => list.items.length && list.go(Math.floor(Math.random()*list.items.length)), Enter: () => document.activeElement === $('list') && $('title')?.focus(), c: () => sets.length > 1 && view(state.view === 'features' ? 'cycles' : 'features'),
+  const lines = state.view === 'cycles' ? chains : list
+  const does = { '/': () => (state.view === 'map' && view('features'), $(state.view === 'features' ? 'search' : 'follow').focus()), '?': () => $('help').showModal(), t: () => $('theme').click(), j: () => lines.go(lines.at + 1), k: () => lines.go(Math.max(0, lines.at - 1)),
+    r: () => list.items.length && list.go(Math.floor(Math.random()*list.items.length)), Enter: () => document.activeElement === $('list') && $('title')?.focus(), c: () => sets.length > 1 && view(state.view === 'cycles' ? 'features' : 'cycles'),
+    m: () => S.x && (view(state.view === 'map' ? 'features' : 'map'), state.view === 'map' && $('points').focus()),
     '[': () => sets[S.number - 1] && choose(S.number - 1), ']': () => sets[S.number + 1] && choose(S.number + 1) }[e.key]
   if (does && !(e.key === 'Enter' && document.activeElement !== $('list'))) { e.preventDefault(); does() }
 }
@@ -402,7 +451,7 @@ async function start() {
   chains = new Lines($('chains'), chain, (row, e) => e?.type === 'keydown' || row.cells[row.start] && go(row.cells[row.start].f, row.start))
   for (const [k, v] of Object.entries(SORTS)) $('sort').append(el('option', { value: k, text: v }))
   sets.forEach((s, i) => $('set').append(el('option', { value: i, text: s.name })))
-  $('set').classList.toggle('hide', sets.length < 2); $('tabs').classList.toggle('hide', sets.length < 2)
+  $('set').classList.toggle('hide', sets.length < 2); $('tab-cycles').classList.toggle('hide', sets.length < 2); $('tabs').classList.toggle('hide', sets.length < 2 && !sets.some(s => s.x))
   $('heads').append((() => { const e = el('div', { class: 'chain' }, sets.flatMap((s, i) => i ? [el('span'), el('span', { text: s.name })] : [el('span', { text: s.name })]), el('span')); e.style.gridTemplateColumns = columns(); return e })())
   const on = (id, event, does) => $(id).addEventListener(event, does)
   let wait
@@ -415,7 +464,9 @@ async function start() {
   on('set', 'change', e => { choose(+e.target.value); view('features'); list.items.length && list.go(0) })
   on('theme', 'click', () => theme(document.documentElement.dataset.theme === 'dark' ? 'light' : 'dark'))
   on('keys', 'click', () => $('help').showModal())
-  on('tab-features', 'click', () => view('features')); on('tab-cycles', 'click', () => view('cycles'))
+  on('tab-features', 'click', () => view('features')); on('tab-cycles', 'click', () => view('cycles')); on('tab-map', 'click', () => view('map'))
+  on('shade', 'change', drawMap); on('points', 'mousemove', e => pointAt(e)); on('points', 'click', e => pointAt(e, true)); on('points', 'keydown', mapKey)
+  new ResizeObserver(() => state.view === 'map' && drawMap()).observe($('points'))
   for (const id of ['fate', 'order']) on(id, 'change', drawCycles)
   on('follow', 'input', drawCycles)
   addEventListener('keydown', keys)
