@@ -203,7 +203,7 @@ def make_task(x, # Images: float [N, C, H, W] in 0..1; tabular: float [N, D]; te
     if y.max() >= len(classes): raise ValueError(f'y has class number {y.max()}, but classes={listed(classes)} names only {len(classes)}')
     if isinstance(x[0], str): kind,read = 'text',lambda rows: [x[i] for i in rows.tolist()]
     else:
-        x = torch.as_tensor(np.asarray(x))
+        x = torch.as_tensor(np.require(x, requirements='W')) # pandas hands out arrays that may not be written
         if x.ndim not in (2, 4): raise ValueError(f'x has shape {list(x.shape)}: images are [N, C, H, W], tabular data [N, D]')
         if not x.isfinite().all(): raise ValueError(f'x holds {(~x.isfinite()).sum()} values that are NaN or infinite: fill them or remove their rows')
         kind,read = ('image' if x.ndim == 4 else 'tabular'),lambda rows: x[rows].float() if x.ndim == 4 else x[rows].double()
