@@ -9,22 +9,17 @@ __all__ = ['similar_features', 'cofiring', 'parents', 'levels_of']
 import numpy as np
 import torch
 from scipy.sparse import csc_matrix
-from torch.nn import functional as F
 
 from .pieces import rank_of
+from ..metrics.geometry import neighbours
 
 # %% ../../nbs/interpret/03_relatives.ipynb #563ef984
 def similar_features(W_dec:torch.Tensor, # Decoder directions [F, d]
                      n:int=4 # How many
                     )->tuple: # Features int64 [F, n], most similar first, and cosines float32 [F, n]
     "The features with the most similar directions"
-    D,n = F.normalize(W_dec.detach().float(), dim=-1),min(n, len(W_dec) - 1)
-    found = []
-    for i,part in enumerate(D.split(1024)):
-        cosine = part @ D.T
-        cosine[torch.arange(len(part)), torch.arange(len(part)) + i*1024] = -2
-        found.append(cosine.topk(n))
-    return torch.cat([o.indices for o in found]),torch.cat([o.values for o in found])
+    cosines,others = neighbours(W_dec, n)
+    return others,cosines
 
 # %% ../../nbs/interpret/03_relatives.ipynb #1875ec7a
 def cofiring(samples, # From `Sampler.finish`

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from scipy import stats
 
 from .downstream import recovery
-from .health import Health,redundancy
+from .geometry import redundancy
+from .health import Health
 
 # %% ../../nbs/metrics/10_verdicts.ipynb #f833937c
 @torch.no_grad()
