@@ -9,16 +9,17 @@ __all__ = ['logger', 'SCHEDULES', 'seeded', 'stream_seed', 'generator', 'devices
            'optimizer_tensors', 'restore_optimizer', 'lr_factor']
 
 # %% ../nbs/foundations/00_core.ipynb #5bceaa6e
-import hashlib,json,logging,os,platform,random,signal,sys,threading,time
+import errno,hashlib,json,logging,os,platform,random,re,signal,sys,threading,time
 from contextlib import contextmanager
 from dataclasses import asdict,dataclass,fields,is_dataclass
 from importlib.metadata import PackageNotFoundError,version
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
 from fastcore.all import patch,store_attr
-from safetensors import safe_open
+from safetensors import SafetensorError,safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
@@ -74,6 +75,10 @@ def atomic(path # Where the file shall be
         yield tmp
         with open(tmp, 'rb') as f: os.fsync(f.fileno())
         os.replace(tmp, path)
+    except (OSError, SafetensorError) as e:
+        code = e.errno if isinstance(e, OSError) else int((re.findall(r'os error (\d+)', str(e)) or [0])[0])
+        if code not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): raise
+        raise OSError(code, f'{os.strerror(code)}: make room and run again, what was saved before is kept', str(path)) from None
     finally: tmp.unlink(missing_ok=True)
 
 # %% ../nbs/foundations/00_core.ipynb #d82f889f
@@ -94,9 +99,10 @@ def write_json(path, # Where to
 
 def read_json(path):
     "Read a JSON file"
-    return json.loads(Path(path).read_text())
+    try: return json.loads(Path(path).read_text())
+    except (ValueError, RecursionError) as e: raise ValueError(f'{path} is not JSON ({e}): it is damaged, put an intact copy in its place or remove it') from None
 
-# %% ../nbs/foundations/00_core.ipynb #87344761
+# %% ../nbs/foundations/00_core.ipynb #66704355
 def write_tensors(path, # A `.safetensors` file
                   tensors:dict, # Names and tensors, on any device
                   **meta # Facts to keep beside them, as JSON
@@ -108,8 +114,10 @@ def write_tensors(path, # A `.safetensors` file
 def read_tensors(path # A `.safetensors` file
                 )->tuple: # The tensors and the facts that `write_tensors` kept
     "Read tensors and their facts"
-    with safe_open(path, 'pt') as f: tensors,meta = {k: f.get_tensor(k) for k in f.keys()},f.metadata() or {}
-    return tensors,{k: json.loads(v) for k,v in meta.items()}
+    try:
+        with safe_open(path, 'pt') as f: tensors,meta = {k: f.get_tensor(k) for k in f.keys()},f.metadata() or {}
+        return tensors,{k: json.loads(v) for k,v in meta.items()}
+    except (SafetensorError, ValueError) as e: raise ValueError(f'{path} cannot be read ({e}): it is damaged or cut short') from None
 
 # %% ../nbs/foundations/00_core.ipynb #89e13feb
 def config_hash(config # A dataclass or a dict
