@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['logger', 'SCHEDULES', 'seeded', 'stream_seed', 'generator', 'devices', 'pick_device', 'atomic', 'plain', 'write_json',
            'read_json', 'write_tensors', 'read_tensors', 'config_hash', 'config_diff', 'check', 'progress',
-           'Terminated', 'Stop', 'interruptible', 'versions', 'Run', 'checksum', 'Stage', 'Checkpoint',
+           'Terminated', 'Stop', 'interruptible', 'versions', 'Run', 'checksum', 'Stage', 'tensor_sums', 'Checkpoint',
            'optimizer_tensors', 'restore_optimizer', 'lr_factor']
 
 # %% ../nbs/foundations/00_core.ipynb #5bceaa6e
@@ -22,6 +22,10 @@ from fastcore.all import patch,store_attr
 from safetensors import SafetensorError,safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
+
+# %% ../nbs/foundations/00_core.ipynb #b12073bd
+try: import fcntl
+except ImportError: fcntl = None # Windows has no such locks
 
 # %% ../nbs/foundations/00_core.ipynb #0a2f3054
 @contextmanager
@@ -200,6 +204,28 @@ def versions()->dict: # Package names and versions
     return {'python': platform.python_version(), **{o: one(o) for o in _packages}}
 
 # %% ../nbs/foundations/00_core.ipynb #4bce9972
+_locks = WeakValueDictionary() # this process may open a run twice
+
+class _Lock:
+    "A lock on a directory, for as long as this object lives"
+    def __init__(self, path): self.fd = os.open(path, os.O_RDONLY)
+    def __del__(self, close=os.close): close(self.fd)
+
+def _lock(path, patience=5.):
+    if fcntl is None or os.environ.get('RANK', '0') != '0': return None
+    if (held := _locks.get(path.resolve())): return held
+    lock,until = _Lock(path),time.monotonic() + patience
+    while True:
+        try: fcntl.flock(lock.fd, fcntl.LOCK_EX | fcntl.LOCK_NB); break
+        except BlockingIOError:
+            if time.monotonic() > until: raise ValueError(f'{path} is in use by another process: wait for it, end it, or choose another directory') from None
+            time.sleep(.1)
+        except OSError: break # a file system without locks
+    _locks[path.resolve()] = lock
+    for o in path.rglob('.*.tmp'): o.unlink(missing_ok=True) # left by one that was killed while it wrote
+    return lock
+
+# %% ../nbs/foundations/00_core.ipynb #909def66
 class Run:
     "A directory that holds everything one experiment made"
     def __init__(self,
@@ -209,6 +235,7 @@ class Run:
         self.path,self.config = Path(path),config
         self.hash = config_hash(config)
         self._claim()
+        self.lock = _lock(self.path)
 
     def __repr__(self): return f'Run({self.path.name}, {self.hash})'
 
@@ -271,12 +298,15 @@ def stage(self:Run,
 # %% ../nbs/foundations/00_core.ipynb #1ae855ed
 @patch(as_prop=True)
 def done(self:Stage)->bool:
-    "Was the stage finished, under this configuration, and are its files still there?"
+    "Was the stage finished, under this configuration, and are its files what was written?"
     file = self.path/'manifest.json'
     if not file.exists(): return False
     manifest = read_json(file)
-    whole = lambda name, facts: (self.path/name).is_file() and (self.path/name).stat().st_size == facts['bytes']
-    return manifest['hash'] == self.run.hash and all(whole(*o) for o in manifest['files'].items())
+    if manifest['hash'] != self.run.hash: return False
+    whole = lambda o, facts: o.is_file() and o.stat().st_size == facts['bytes'] and checksum(o) == facts['sha256']
+    bad = [name for name,facts in manifest['files'].items() if not whole(self.path/name, facts)]
+    if bad: logger.warning('%s: %s is not what was written, so the stage is computed again', self.path, ', '.join(bad))
+    return not bad
 
 # %% ../nbs/foundations/00_core.ipynb #5f966d80
 @patch
@@ -300,17 +330,46 @@ def reached(self:Run,
     if os.environ.get('SAE_CEPTION_UNTIL') == place: raise KeyboardInterrupt(f'{place} is reached; run again to go on')
 
 # %% ../nbs/foundations/00_core.ipynb #44e39ded
+def _save_every(every):
+    text = os.environ.get('SAE_CEPTION_SAVE_EVERY')
+    try: seconds = every if text is None else float(text)
+    except ValueError: seconds = -1.
+    if not seconds >= 0: raise ValueError(f'SAE_CEPTION_SAVE_EVERY={text}: must be seconds, 0 or more')
+    return seconds
+
+# %% ../nbs/foundations/00_core.ipynb #5a8743b3
+def _on_cpu(tensors): return {k: v.detach().to('cpu').contiguous() for k,v in tensors.items()}
+
+def tensor_sums(tensors:dict, # Names and tensors, on the CPU
+                facts=None # Anything that JSON can hold, to be covered too
+               )->str: # 64 hexadecimal digits
+    "A checksum of tensors that costs little beside writing them"
+    digest = hashlib.sha256(json.dumps(plain(facts), sort_keys=True).encode())
+    for name in sorted(tensors):
+        data = (t := tensors[name].contiguous()).reshape(-1).view(torch.uint8)
+        whole = len(data) - len(data) % 2**15
+        digest.update(f'{name} {t.dtype} {list(t.shape)} '.encode())
+        for o in data[:whole].split(2**24): digest.update(o.view(torch.int64).view(-1, 4096).sum(1).numpy())
+        digest.update(data[whole:].numpy())
+    return digest.hexdigest()
+
+# %% ../nbs/foundations/00_core.ipynb #f43c468f
 class Checkpoint:
     "Saves the state of a loop now and then, and at once when a signal asks to stop"
     def __init__(self,
                  path=None, # A `.safetensors` file; nothing is saved without one
-                 every:float=20. # Seconds between two saves
+                 every:float=20. # Seconds between two saves, unless `SAE_CEPTION_SAVE_EVERY` says otherwise
                 ):
-        self.path,self.every,self.last = path and Path(path),every,time.monotonic()
+        self.path,self.every,self.last = path and Path(path),_save_every(every),time.monotonic()
 
     def load(self): # Tensors and facts of the last save, or `None`
         "What the last save kept"
-        return read_tensors(self.path) if self.path and self.path.exists() else None
+        if not self.path or not self.path.exists(): return None
+        remedy = 'put an intact copy in its place, or remove it and this stage begins again'
+        try: tensors,facts = read_tensors(self.path)
+        except ValueError as e: raise ValueError(f'{e}: {remedy}') from None
+        if facts.pop('sums', None) != tensor_sums(tensors, facts): raise ValueError(f'the checkpoint {self.path} is not what was saved: {remedy}')
+        return tensors,facts
 
     def __call__(self,
                  state, # Gives the tensors (a dict) and the facts (a dict) that a restart needs
@@ -320,7 +379,8 @@ class Checkpoint:
         "Call this after every step"
         if self.path and (stop or last or time.monotonic() - self.last > self.every):
             tensors,facts = state()
-            write_tensors(self.path, tensors, **facts)
+            tensors = _on_cpu(tensors)
+            write_tensors(self.path, tensors, sums=tensor_sums(tensors, facts), **facts)
             self.last = time.monotonic()
         if stop: stop.leave()
 
