@@ -314,8 +314,8 @@ def finish(self:Stage,
            **facts # Anything worth keeping in the manifest
           ):
     "Write the manifest, and drop the checkpoint that is no longer needed"
-    self.checkpoint.unlink(missing_ok=True)
     self.path.mkdir(parents=True, exist_ok=True)
+    for o in self.path.glob(f'{self.checkpoint.name}*'): o.unlink(missing_ok=True) # of several models there are several
     files = sorted(o for o in self.path.rglob('*') if o.is_file() and o.name != 'manifest.json' and not o.name.endswith('.tmp'))
     files = {o.relative_to(self.path).as_posix(): dict(bytes=o.stat().st_size, sha256=checksum(o)) for o in files}
     write_json(self.path/'manifest.json', dict(hash=self.run.hash, files=files, **facts))
