@@ -5,24 +5,29 @@
 # %% auto #0
 __all__ = ['logger', 'SCHEDULES', 'seeded', 'stream_seed', 'generator', 'devices', 'pick_device', 'atomic', 'plain', 'write_json',
            'read_json', 'write_tensors', 'read_tensors', 'config_hash', 'config_diff', 'check', 'progress',
-           'Terminated', 'Stop', 'interruptible', 'versions', 'Run', 'Checkpoint', 'drop', 'checksum', 'Stage',
-           'optimizer_tensors', 'restore_optimizer', 'lr_factor']
+           'Terminated', 'Stop', 'interruptible', 'versions', 'Run', 'checksum', 'tensor_sums', 'Checkpoint', 'drop',
+           'Stage', 'optimizer_tensors', 'restore_optimizer', 'lr_factor']
 
 # %% ../nbs/foundations/00_core.ipynb #5bceaa6e
-import hashlib,json,logging,os,platform,random,shutil,signal,sys,threading,time
+import errno,hashlib,json,logging,os,platform,random,re,shutil,signal,sys,threading,time
 from contextlib import contextmanager
 from dataclasses import asdict,dataclass,fields,is_dataclass
 from importlib.metadata import PackageNotFoundError,version
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
 from fastcore.all import patch,store_attr
-from safetensors import safe_open
+from safetensors import SafetensorError,safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from .processes import agree,everyone,first,laid_out,leads,load_parts,rank,ranks,save_parts,wait
+from .processes import agree,everyone,first,laid_out,leads,load_parts,rank,ranks,save_parts,share,wait
+
+# %% ../nbs/foundations/00_core.ipynb #f501fd29
+try: import fcntl
+except ImportError: fcntl = None # Windows has no such locks
 
 # %% ../nbs/foundations/00_core.ipynb #0a2f3054
 @contextmanager
@@ -77,6 +82,10 @@ def atomic(path # Where the file shall be
         if not leads(): return
         with open(tmp, 'rb') as f: os.fsync(f.fileno())
         os.replace(tmp, path)
+    except (OSError, SafetensorError) as e:
+        code = e.errno if isinstance(e, OSError) else int((re.findall(r'os error (\d+)', str(e)) or [0])[0])
+        if code not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): raise
+        raise OSError(code, f'{os.strerror(code)}: make room and run again, what was saved before is kept', str(path)) from None
     finally: tmp.unlink(missing_ok=True)
 
 # %% ../nbs/foundations/00_core.ipynb #d82f889f
@@ -98,9 +107,10 @@ def write_json(path, # Where to
 
 def read_json(path):
     "Read a JSON file"
-    return json.loads(Path(path).read_text())
+    try: return json.loads(Path(path).read_text())
+    except (ValueError, RecursionError) as e: raise ValueError(f'{path} is not JSON ({e}): it is damaged, put an intact copy in its place or remove it') from None
 
-# %% ../nbs/foundations/00_core.ipynb #87344761
+# %% ../nbs/foundations/00_core.ipynb #66704355
 def write_tensors(path, # A `.safetensors` file
                   tensors:dict, # Names and tensors, on any device
                   **meta # Facts to keep beside them, as JSON
@@ -113,8 +123,10 @@ def write_tensors(path, # A `.safetensors` file
 def read_tensors(path # A `.safetensors` file
                 )->tuple: # The tensors and the facts that `write_tensors` kept
     "Read tensors and their facts"
-    with safe_open(path, 'pt') as f: tensors,meta = {k: f.get_tensor(k) for k in f.keys()},f.metadata() or {}
-    return tensors,{k: json.loads(v) for k,v in meta.items()}
+    try:
+        with safe_open(path, 'pt') as f: tensors,meta = {k: f.get_tensor(k) for k in f.keys()},f.metadata() or {}
+        return tensors,{k: json.loads(v) for k,v in meta.items()}
+    except (SafetensorError, ValueError) as e: raise ValueError(f'{path} cannot be read ({e}): it is damaged or cut short') from None
 
 # %% ../nbs/foundations/00_core.ipynb #89e13feb
 def config_hash(config # A dataclass or a dict
@@ -198,6 +210,28 @@ def versions()->dict: # Package names and versions
     return {'python': platform.python_version(), **{o: one(o) for o in _packages}}
 
 # %% ../nbs/foundations/00_core.ipynb #4bce9972
+_locks = WeakValueDictionary() # this process may open a run twice
+
+class _Lock:
+    "A lock on a directory, for as long as this object lives"
+    def __init__(self, path): self.fd = os.open(path, os.O_RDONLY)
+    def __del__(self, close=os.close): close(self.fd)
+
+def _lock(path, patience=5.):
+    if fcntl is None or os.environ.get('RANK', '0') != '0': return None
+    if (held := _locks.get(path.resolve())): return held
+    lock,until = _Lock(path),time.monotonic() + patience
+    while True:
+        try: fcntl.flock(lock.fd, fcntl.LOCK_EX | fcntl.LOCK_NB); break
+        except BlockingIOError:
+            if time.monotonic() > until: raise ValueError(f'{path} is in use by another process: wait for it, end it, or choose another directory') from None
+            time.sleep(.1)
+        except OSError: break # a file system without locks
+    _locks[path.resolve()] = lock
+    for o in path.rglob('.*.tmp'): o.unlink(missing_ok=True) # left by one that was killed while it wrote
+    return lock
+
+# %% ../nbs/foundations/00_core.ipynb #315fa6b3
 class Run:
     "A directory that holds everything one experiment made"
     def __init__(self,
@@ -208,7 +242,9 @@ class Run:
         self.hash = config_hash(config)
         if (n := int(os.environ.get('WORLD_SIZE', 1))) > 1 and not torch.distributed.is_initialized():
             raise RuntimeError(f'{n} processes were started, and each would do the whole work: call `processes.join()` first')
-        if leads(): self._claim()
+        if leads():
+            self._claim()
+            self.lock = _lock(self.path)
         wait()
 
     def __repr__(self): return f'Run({self.path.name}, {self.hash})'
@@ -249,14 +285,43 @@ def events(self:Run,
     rows = [json.loads(o) for o in file.read_text().splitlines() if o.endswith('}')] if file.exists() else []
     return [o for o in rows if event in (None, o['event'])]
 
+# %% ../nbs/foundations/00_core.ipynb #c6dd87fb
+def _save_every(every):
+    text = os.environ.get('SAE_CEPTION_SAVE_EVERY')
+    try: seconds = every if text is None else float(text)
+    except ValueError: seconds = -1.
+    if not seconds >= 0: raise ValueError(f'SAE_CEPTION_SAVE_EVERY={text}: must be seconds, 0 or more')
+    return seconds
+
+# %% ../nbs/foundations/00_core.ipynb #14bbf5c7
+def checksum(path)->str: # SHA-256, hexadecimal
+    "The SHA-256 of a file"
+    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
+
+# %% ../nbs/foundations/00_core.ipynb #ffbe06f3
+def _on_cpu(tensors): return {k: v.detach().to('cpu').contiguous() for k,v in tensors.items()}
+
+def tensor_sums(tensors:dict, # Names and tensors, on the CPU
+                facts=None # Anything that JSON can hold, to be covered too
+               )->str: # 64 hexadecimal digits
+    "A checksum of tensors that costs little beside writing them"
+    digest = hashlib.sha256(json.dumps(plain(facts), sort_keys=True).encode())
+    for name in sorted(tensors):
+        data = (t := tensors[name].contiguous()).reshape(-1).view(torch.uint8)
+        whole = len(data) - len(data) % 2**15
+        digest.update(f'{name} {t.dtype} {list(t.shape)} '.encode())
+        for o in data[:whole].split(2**24): digest.update(o.view(torch.int64).view(-1, 4096).sum(1).numpy())
+        digest.update(data[whole:].numpy())
+    return digest.hexdigest()
+
 # %% ../nbs/foundations/00_core.ipynb #44e39ded
 class Checkpoint:
     "Saves the state of a loop now and then, and at once when a signal asks to stop"
     def __init__(self,
                  path=None, # A `.safetensors` file; nothing is saved without one
-                 every:float=20. # Seconds between two saves
+                 every:float=20. # Seconds between two saves, unless `SAE_CEPTION_SAVE_EVERY` says otherwise
                 ):
-        self.path,self.every,self.last = path and Path(path),every,time.monotonic()
+        self.path,self.every,self.last = path and Path(path),_save_every(every),time.monotonic()
 
     def __call__(self,
                  state, # Gives the tensors (a dict) and the facts (a dict) that a restart needs
@@ -279,17 +344,21 @@ def _spread(tensors): # Does each process hold another part?
 
 @patch
 def _save(self:Checkpoint, tensors, facts):
-    if not _spread(tensors): write_tensors(self.path, tensors, **facts)
-    else:
-        folder = self.path.with_name(f'{self.path.name}.{first(time.time_ns())}')
+    folder = None
+    if _spread(tensors):
+        folder = self.path.with_name(f'{self.path.name}.parts-{first(time.time_ns())}')
         save_parts(folder, tensors)
-        write_tensors(self.path, {}, parts=folder.name, **facts)
-    if leads():
-        kept = read_tensors(self.path)[1].get('parts')
-        for o in _pieces(self.path):
-            if o.name != kept: shutil.rmtree(o)
+        tensors,facts = {},dict(facts, parts=folder.name, files=_file_sums(folder))
+    tensors = _on_cpu(tensors)
+    if leads(): write_tensors(self.path, tensors, sums=tensor_sums(tensors, facts), **facts)
+    for o in _parts(self.path) if leads() else ():
+        if o != folder: shutil.rmtree(o)
 
-def _pieces(path): return [o for o in path.parent.iterdir() if o.is_dir() and o.name.startswith(f'{path.name}.')] if path.parent.is_dir() else []
+def _parts(path): return [o for o in path.parent.iterdir() if o.name.startswith(f'{path.name}.parts-')] if path.parent.is_dir() else []
+
+def _file_sums(folder): # each process reads its share
+    names = first(sorted(o.name for o in folder.iterdir()))
+    return {k: v for found in everyone({o: checksum(folder/o) for o in names[share(len(names))]}) for k,v in found.items()}
 
 # %% ../nbs/foundations/00_core.ipynb #c561eb66
 @patch
@@ -298,22 +367,23 @@ def load(self:Checkpoint,
         ): # Tensors and facts of the last save, or `None`
     "What the last save kept"
     if not self.path or not first(leads() and self.path.exists()): return None
-    tensors,facts = read_tensors(self.path)
-    if 'parts' in facts: return load_parts(self.path.parent/facts.pop('parts'), like),facts
-    return {k: laid_out(v, like[k]) if like and hasattr(like.get(k), 'device_mesh') else v for k,v in tensors.items()},facts
+    remedy = 'put an intact copy in its place, or remove it and this stage begins again'
+    try: tensors,facts = read_tensors(self.path)
+    except ValueError as e: raise ValueError(f'{e}: {remedy}') from None
+    if facts.pop('sums', None) != tensor_sums(tensors, facts): raise ValueError(f'the checkpoint {self.path} is not what was saved: {remedy}')
+    if 'parts' not in facts: return {k: laid_out(v, like[k]) if like and hasattr(like.get(k), 'device_mesh') else v for k,v in tensors.items()},facts
+    folder = self.path.with_name(facts.pop('parts'))
+    if not folder.is_dir() or _file_sums(folder) != facts.pop('files'): raise ValueError(f'the folder {folder} of a checkpoint is not what was saved: {remedy}')
+    return load_parts(folder, like),facts
 
 def drop(path # The file of a checkpoint; need not be there
         ):
-    "Remove a checkpoint, pieces and all"
-    if not leads(): return
-    Path(path).unlink(missing_ok=True)
-    for o in _pieces(Path(path)): shutil.rmtree(o)
+    "Remove a checkpoint, its pieces, and those of several models"
+    path = Path(path)
+    for o in path.parent.iterdir() if leads() and path.parent.is_dir() else ():
+        if o.name.startswith(path.name): shutil.rmtree(o) if o.is_dir() else o.unlink()
 
 # %% ../nbs/foundations/00_core.ipynb #7043917b
-def checksum(path)->str: # SHA-256, hexadecimal
-    "The SHA-256 of a file"
-    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
-
 @dataclass
 class Stage:
     "One part of a run, in a folder of its own"
@@ -335,12 +405,15 @@ def _whole(stage):
     file = stage.path/'manifest.json'
     if not file.exists(): return False
     manifest = read_json(file)
-    whole = lambda name, facts: (stage.path/name).is_file() and (stage.path/name).stat().st_size == facts['bytes']
-    return manifest['hash'] == stage.run.hash and all(whole(*o) for o in manifest['files'].items())
+    if manifest['hash'] != stage.run.hash: return False
+    whole = lambda o, facts: o.is_file() and o.stat().st_size == facts['bytes'] and checksum(o) == facts['sha256']
+    bad = [name for name,facts in manifest['files'].items() if not whole(stage.path/name, facts)]
+    if bad: logger.warning('%s: %s is not what was written, so the stage is computed again', stage.path, ', '.join(bad))
+    return not bad
 
 @patch(as_prop=True)
 def done(self:Stage)->bool:
-    "Was the stage finished, under this configuration, and are its files still there?"
+    "Was the stage finished, under this configuration, and are its files what was written?"
     return first(leads() and _whole(self)) # one answer for all processes
 
 # %% ../nbs/foundations/00_core.ipynb #5f966d80
