@@ -22,23 +22,26 @@ class Claims:
     def __init__(self, path, # The directory, new or begun
                  facts, # What decides the work; a dict that JSON can hold
                  more=None, # Further facts: those of the first process hold for all
-                 patience:float=120. # Seconds without a sign of life after which a piece is taken over
+                 patience:float=120., # Seconds without a sign of life after which a piece is taken over
+                 ours=lambda name: False # May this name be in a directory that is new to us?
                 ):
         self.path,self.patience,self.seen,self.beaten = Path(path),patience,{},0.
         self.me = f'{platform.node()}.{os.getpid()}.{secrets.token_hex(4)}'
         self.work = self.path/'writing'
-        self._begin(facts, more or {})
+        self._begin(facts, more or {}, ours)
 
     def __repr__(self): return f'Claims({self.path.name}: {listed(sorted(o.stem for o in self.work.glob("*.claim")), 4) or "nothing yet"})'
 
 # %% ../nbs/foundations/07_claims.ipynb #17b3fa43
 @patch
-def _begin(self:Claims, facts, more):
-    if not self.work.exists():
-        if self.path.exists() and (odd := [o.name for o in self.path.iterdir() if not o.name.startswith('.writing.')]):
-            if not self.work.exists(): raise ValueError(f'{self.path} is not empty and not begun by us (it holds {listed(sorted(odd), 3)}): choose a new directory')
-        with apart(): write_json((made := self.path/f'.writing.{self.me}')/'facts.json', dict(facts=facts, more=more))
-        _rename(made, self.work)
+def _begin(self:Claims, facts, more, ours):
+    try:
+        odd = [o.name for o in self.path.iterdir() if not (o.name.startswith('.writing.') or ours(o.name))] if self.path.exists() and not self.work.exists() else []
+        if odd and not self.work.exists(): raise ValueError(f'{self.path} is not empty and not begun by us (it holds {listed(sorted(odd), 3)}): choose a new directory')
+        if not self.work.exists():
+            with apart(): write_json((made := self.path/f'.writing.{self.me}')/'facts.json', dict(facts=facts, more=more))
+            _rename(made, self.work)
+    except PermissionError as e: raise ValueError(f'cannot write to {self.path} ({e.strerror}): choose a directory that you may write to') from None
     found = read_json(self.work/'facts.json')
     if diff := config_diff(found['facts'], facts): raise ValueError(f'{self.path} holds another store ({listed(diff, 4)}): choose another directory, or remove this one')
     self.more = found['more']
