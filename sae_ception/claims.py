@@ -59,28 +59,40 @@ def take(self:Claims, name:str # Of a piece, and of its folder
         )->bool: # False when it is done, or somebody is at it
     "Claim a piece of work"
     file = self.work/f'{name}.claim'
-    try:
-        if (self.path/name).exists(): return False
-        with open(file, 'x') as f: f.write(self.me)
-    except FileNotFoundError: return False # all is done, and the claims are gone
-    except FileExistsError:
-        if not (owner := self._gone(file)): return False
-        logger.warning('%s: %s left it, it is begun again', name, owner)
-        (mine := file.with_suffix(f'.{self.me}')).write_text(self.me)
-        os.replace(mine, file)
-        shutil.rmtree(self.work/f'{name}.{owner}', ignore_errors=True)
+    if (self.path/name).exists() or not (self._put(file) or self._take_over(name, file)): return False
     return not (self.path/name).exists() # it may have been finished while we looked
+
+@patch
+def _put(self:Claims, file):
+    try:
+        with open(file, 'x') as f: f.write(self.me)
+    except (FileExistsError, FileNotFoundError): return False # somebody is at it; or all is done, and the claims are gone
+    return True
+
+@patch
+def _take_over(self:Claims, name, file):
+    "Put our claim in the place of one whose owner is gone, unless another process is faster"
+    if (owner := self._gone(file)) is None: return False
+    try: os.rename(file, old := file.with_suffix(f'.{self.me}'))
+    except FileNotFoundError: return False
+    if old.read_text() != owner: os.rename(old, file); return False # it is not the one we looked at
+    old.unlink()
+    if not self._put(file): return False
+    logger.warning('%s: %s left it, it is begun again', name, owner or 'somebody')
+    if owner: shutil.rmtree(self.work/f'{name}.{owner}', ignore_errors=True)
+    return True
 
 # %% ../nbs/foundations/07_claims.ipynb #ef3441a9
 def _alive(pid):
     try: os.kill(pid, 0)
     except ProcessLookupError: return False
     except PermissionError: pass
-    return True
+    try: return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] != 'Z' # killed, and nobody has asked yet how it ended
+    except OSError: return True
 
 @patch
 def _gone(self:Claims, file):
-    "The owner of a claim, if it seems to be dead"
+    "The owner of a claim, if it seems to be dead; otherwise `None`"
     try: owner,touched = file.read_text(),file.stat().st_mtime_ns
     except FileNotFoundError: return None
     host,pid,_ = (owner or '..').rsplit('.', 2) # it may have died before it wrote its name
@@ -89,7 +101,7 @@ def _gone(self:Claims, file):
     sign,since = self.seen.get(file, (None, now))
     if sign != (owner, touched): sign,since = (owner, touched),now
     self.seen[file] = sign,since
-    return (owner or 'somebody') if now - since > self.patience else None
+    return owner if now - since > self.patience else None
 
 # %% ../nbs/foundations/07_claims.ipynb #aa788313
 @patch
