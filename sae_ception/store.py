@@ -363,7 +363,7 @@ class StoreRows(Rows):
         self.total = sum(map(len, self.kept))
         if not self.total: raise ValueError(f'the masks leave no row of {store.total()}: {self.counts}')
         self.start = torch.tensor([0, *sizes]).cumsum(0)
-        self.gather,self.mapped,self.here,self.ahead = {k: Gather(sizes, d) for k,d in self.widths.items()},{},[],(None, [])
+        self.gather,self.mapped,self.here,self.ahead = {k: Gather(sizes, d) for k,d in self.widths.items()},{},[],None
         self._start(store=store.meta['settings'], sites=sites, masks=masks, block=block, shards=self.shards, seed=seed)
 
     def _kept(self, split, masks):
@@ -381,7 +381,6 @@ class StoreRows(Rows):
 def _opened(self:StoreRows, p, w):
     "The shards that are open in window `w` of pass `p`, and which rows of each that count are read: pieces from, to"
     order,n = torch.randperm(len(self.kept), generator=generator(self.seed, 'shards', p)).tolist(),self.shards
-    if w >= len(order): return None
     def pieces(i, part):
         m = len(self.kept[i])
         turn = int(torch.randint(max(m, 1), (1,), generator=generator(self.seed, 'turn', p, i)))
@@ -391,19 +390,16 @@ def _opened(self:StoreRows, p, w):
 
 # %% ../nbs/foundations/07_store.ipynb #f49e9c3a
 @patch
-def _window(self:StoreRows, p, w):
-    "Rows of window `w` of pass `p`, numbered through the store"
-    opened = self._opened(p, w)
-    if opened is None: return None
-    self._ready(p, w, list(opened))
+def _mixed(self:StoreRows, p, w, opened):
+    "Rows of a window in their order, numbered through the store"
     gen,blocks,keys = generator(self.seed, 'blocks', p, w),[],[]
     for i,pieces in opened.items():
         rows = torch.cat([self.kept[i][a:b] for a,b in pieces] or [self.kept[i][:0]]).long() + self.start[i]
         blocks.append(torch.nn.functional.pad(rows, (0, -len(rows) % self.block), value=-1).view(-1, self.block))
         n = len(blocks[-1])
         keys.append((torch.randperm(n, generator=gen) + torch.rand(n, generator=gen))/max(n, 1))
-    rows = torch.cat(blocks)[torch.cat(keys).argsort(stable=True)].flatten()
-    return rows[rows >= 0]
+    rows = torch.cat(blocks).index_select(0, torch.cat(keys).argsort(stable=True)).flatten()
+    return rows.masked_select(rows >= 0)
 
 # %% ../nbs/foundations/07_store.ipynb #231fd523
 @patch
@@ -413,27 +409,34 @@ def _map(self:StoreRows, i, site):
 
 @patch
 def _bring(self:StoreRows, p, w):
-    "Threads that bring a window into memory"
-    jobs = iter([(i, k, o) for i,o in (self._opened(p, w) or self._opened(p+1, 0)).items() for k in self.widths])
+    "Begin to prepare a window"
+    opened,found = self._opened(p, w),[]
+    jobs = iter([None] + [(i, k, o) for i,o in opened.items() for k in self.widths])
     def work():
-        for i,k,pieces in jobs:
+        for job in jobs:
+            if not job: found.append(self._mixed(p, w, opened)); continue
+            i,k,pieces = job
             try:
                 h = self._map(i, k)
                 for a,b in pieces: touch(h[int(self.kept[i][a]):int(self.kept[i][b-1])+1])
-            except (OSError, ValueError): pass # it will be met again
+            except (OSError, ValueError): pass
     threads = [threading.Thread(target=work) for _ in range(2)]
     for o in threads: o.start()
-    return threads
+    return (p, w),threads,found,list(opened)
 
+# %% ../nbs/foundations/07_store.ipynb #bde8977e
 @patch
-def _ready(self:StoreRows, p, w, shards):
-    "Wait for a window, look to the next, and close what neither this one nor the last needs"
-    place,threads = self.ahead
-    for o in threads if place == (p, w) or not w and place == (p-1, len(self.kept)) else self._bring(p, w): o.join()
-    keep = {*shards, *self.here}
-    self.here,self.mapped = shards,{k: v for k,v in self.mapped.items() if k[0] in keep}
+def _window(self:StoreRows, p, w):
+    "Rows of window `w` of pass `p`, numbered through the store"
+    if w >= len(self.kept): return None
+    if not self.ahead or self.ahead[0] != (p, w): self.ahead = self._bring(p, w)
+    _,threads,found,opened = self.ahead
+    for o in threads: o.join()
+    keep,self.here = {*opened, *self.here},opened # rows of the last window may still be asked for
+    self.mapped = {k: v for k,v in self.mapped.items() if k[0] in keep}
     for o in self.gather.values(): o.close(keep)
-    self.ahead = (p, w+1),self._bring(p, w+1)
+    self.ahead = self._bring(*(p, w+1) if w+1 < len(self.kept) else (p+1, 0))
+    return found[0]
 
 # %% ../nbs/foundations/07_store.ipynb #e8a79482
 @patch
