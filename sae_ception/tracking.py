@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch.distributed as dist
 from fastcore.all import patch
 from PIL import Image
 
 from .core import atomic,logger,plain,read_json,write_json
+from .processes import leads
+from .processes import leads
 
 # %% ../nbs/foundations/08_tracking.ipynb #5f874787
 def _names(wanted): # Names and trackers, each once
@@ -35,6 +36,8 @@ def _ready(name):
 # %% ../nbs/foundations/08_tracking.ipynb #8e175e8f
 class _Adapter:
     "A tracker of accelerate, or one of somebody's own"
+    remedy = 'see its documentation, or leave it out of log_to'
+    remedy = 'see its documentation, or leave it out of log_to'
     remedy = 'see its documentation, or leave it out of log_to'
     remedy = 'see its documentation, or leave it out of log_to'
     def __init__(self, tracker): # A name, or the thing itself
@@ -78,8 +81,12 @@ class _TensorBoard(_Adapter):
 class _WandB(_Adapter):
     remedy = 'log in (`wandb login`), or set WANDB_MODE=offline'
     remedy = 'log in (`wandb login`), or set WANDB_MODE=offline'
+    remedy = 'log in (`wandb login`), or set WANDB_MODE=offline'
+    remedy = 'log in (`wandb login`), or set WANDB_MODE=offline'
     def options(self, folder, key, title):
         self.folder,self.key = folder,key
+        self.axes = set()
+        self.axes = set()
         self.axes = set()
         self.axes = set()
         return dict(run_name='sae_ception', dir=str(folder), id=key, name=title, resume='allow', settings=dict(console='off', silent=True))
@@ -124,7 +131,7 @@ class Tracking:
     def __init__(self, wanted=() # Names, in a list or joined by commas; or trackers
                 ):
         self.all = [_ADAPTERS.get(o, _Adapter)(o) if isinstance(o, str) else _Adapter(o) for o in _names(wanted)]
-        if dist.is_available() and dist.is_initialized() and dist.get_rank(): self.all = []
+        if not leads(): self.all = []
         self.folder,self.told = None,set()
 
     def __bool__(self): return bool(self.all)
@@ -526,6 +533,406 @@ def finish(self:Tracking):
     self.curves(); self.results(); self.close()
 
 # %% ../nbs/foundations/08_tracking.ipynb #036850b8
+def attach(folder, # A run directory
+           notebook # An executed notebook
+          ):
+    "Give a notebook to the trackers of a finished run, if it has any"
+    if not (file := Path(folder)/'tracking.json').exists(): return
+    try:
+        tracking = Tracking(read_json(file)['trackers'])
+        tracking.start(folder, read_json(Path(folder)/'config.json')['config'])
+        tracking.file('notebook', notebook)
+        tracking.close()
+    except Exception as e: logger.warning('the notebook was not given to the trackers (%s: %s)', type(e).__name__, e)
+
+# %% ../nbs/foundations/08_tracking.ipynb #4c518a39
+@patch
+def recover(self:_Adapter, lines):
+    "Learn what the tracker has; gives the lines that are to be believed"
+    self.steps,self.things = {o['series']: o['step'] for o in lines if 'series' in o},{o['thing']: o['sha'] for o in lines if 'thing' in o}
+    return lines
+
+@patch
+def recover(self:_TensorBoard, lines):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator # an optional package
+    lines = _Adapter.recover(self, lines)
+    found = EventAccumulator(self.tracker.logging_dir, dict(scalars=0, images=1, tensors=1)).Reload()
+    self.steps = {tag: max(o.step for o in found.Scalars(tag)) for tag in found.Tags()['scalars']}
+    return lines
+
+# %% ../nbs/foundations/08_tracking.ipynb #60de1f87
+def wandb_records(file # A `.wandb` file
+                 ): # Gives protocol buffers, as in `wandb.proto.wandb_internal_pb2`
+    "The records of an offline run of W&B"
+    from wandb.proto.wandb_internal_pb2 import Record # an optional package
+    data,at,whole = Path(file).read_bytes(),7,b''
+    while at + 7 <= len(data):
+        if (room := 2**15 - at % 2**15) < 7: at += room; continue # too little for a header: the next block
+        size,kind = int.from_bytes(data[at+4:at+6], 'little'),data[at+6] # behind a checksum
+        whole,at = whole + data[at+7:at+7+size],at + 7 + size
+        if at > len(data) or not kind: return
+        if kind in (1, 4): # a whole one, or the last part of one
+            yield Record.FromString(whole)
+            whole = b''
+
+# %% ../nbs/foundations/08_tracking.ipynb #5b5e6b5b
+@patch
+def recover(self:_WandB, lines):
+    files = self.folder.glob(f'wandb/offline-run-*-{self.key}/*.wandb')
+    steps = (i.value_json for o in files for r in wandb_records(o) for i in r.history.item if i.nested_key == ['_step'])
+    self.n = max([self.tracker.tracker.step, *(int(o) + 1 for o in steps)]) # its server knows of online runs
+    return _Adapter.recover(self, [o for o in lines if o['n'] <= self.n])
+
+@patch
+def recover(self:_Trackio, lines):
+    if os.environ.get('TRACKIO_SPACE_ID') or os.environ.get('TRACKIO_SERVER_URL'): return _Adapter.recover(self, lines)
+    from trackio.sqlite_storage import SQLiteStorage # an optional package
+    rows = SQLiteStorage.get_logs('sae_ception', self.key)
+    seen = {k: row['step'] for row in sorted(rows, key=lambda o: o['step']) for k in row}
+    lines = _Adapter.recover(self, [o for o in lines if o.get('kind') in (None, 'file') or o['thing'] in seen])
+    self.steps = seen
+    return lines
+
+# %% ../nbs/foundations/08_tracking.ipynb #466fbd9d
+@patch
+def start(self:Tracking,
+          folder, # The run directory
+          config=None, # What decides the run: a dict, or a dataclass
+          resume:bool=True # Go on with what an earlier process began there?
+         ):
+    "Start the trackers; nothing happens if they are started"
+    if not self or self.folder: return
+    self.folder,self.path = Path(folder),Path(folder)/'tracking.jsonl' if resume else None
+    file,names = self.folder/'tracking.json',[o.name for o in self.all if o.cls]
+    self.key = read_json(file)['key'] if resume and file.exists() else f"{re.sub(r'[^a-zA-Z0-9_-]', '-', self.folder.resolve().name)[:60]}-{uuid.uuid4().hex[:8]}"
+    if resume: write_json(file, dict(key=self.key, trackers=names))
+    lines,kept = self._lines(),[]
+    for t in self.all:
+        try:
+            t.open(self.folder, self.key, self.folder.resolve().name)
+            if resume: kept += t.recover([o for o in lines if o['to'] == t.name])
+            t.configure(flat(plain(config or {})))
+            kept += [dict(to=t.name, thing='configuration', sha='', n=0)]*('configuration' not in t.things)
+        except Exception as e: raise ValueError(f'tracker {t.name!r} cannot be started ({type(e).__name__}: {e}): {t.remedy}') from e
+    if resume:
+        with atomic(self.path) as tmp: tmp.write_text(''.join(json.dumps(o) + '\n' for o in kept))
+
+@patch
+def _lines(self:Tracking): # The notes; a kill may have cut the last one short
+    return [json.loads(o) for o in self.path.read_text().splitlines() if o.endswith('}')] if self.path and self.path.exists() else []
+
+# %% ../nbs/foundations/08_tracking.ipynb #d7c100de
+@patch
+def _tell(self:Tracking, tell):
+    for t in list(self.all):
+        try: tell(t)
+        except Exception as e:
+            self.all.remove(t)
+            logger.warning('tracker %s failed and is left out from here on (%s: %s); the run goes on', t.name, type(e).__name__, e)
+
+@patch
+def _note(self:Tracking, t, **what):
+    if not self.path: return
+    with open(self.path, 'a') as f: f.write(json.dumps(dict(to=t.name, n=t.n, **what)) + '\n')
+
+# %% ../nbs/foundations/08_tracking.ipynb #21b6ca1c
+def _numbers(row): # {name: number}, a list as name/0, name/1, ...
+    spread = {k: v for n,o in plain(row).items() for k,v in ({f'{n}/{i}': x for i,x in enumerate(o)} if isinstance(o, list) else {n: o}).items()}
+    return {k: v for k,v in spread.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+
+@patch
+def log(self:Tracking,
+        series:str, # Where the curves belong, such as `cycle_1/per_class/seed_0/model`
+        rows # A dict with `epoch`, `batch` or `step`, or a list of them in order
+       ):
+    "Tell the trackers rows of a history, those that they do not have"
+    for row in [rows] if isinstance(rows, dict) else rows:
+        x = next((o for o in ('epoch', 'batch', 'step') if o in row), None)
+        if x is None: raise ValueError(f'a row of {series} has neither epoch, batch nor step: {", ".join(row)}')
+        self._tell(lambda t: self._row(t, series, x, row[x], {k: v for k,v in _numbers(row).items() if k != x}))
+
+@patch
+def _row(self:Tracking, t, series, x, step, values):
+    values = {k: v for k,v in values.items() if step > max(t.steps.get(series, -1), t.steps.get(f'{series}/{k}', -1))}
+    if not values: return
+    t.row(series, x, step, values)
+    t.steps[series] = step
+    self._note(t, series=series, step=step)
+
+# %% ../nbs/foundations/08_tracking.ipynb #94ef3272
+@patch
+def _thing(self:Tracking, kind, name, content, *args):
+    sha = sha256(content).hexdigest()[:16]
+    def tell(t):
+        if t.things.get(name) == sha: return
+        getattr(t, kind)(name, *args)
+        t.things[name] = sha
+        self._note(t, thing=name, kind=kind, sha=sha)
+    self._tell(tell)
+
+@patch
+def table(self:Tracking,
+          name:str, # What to call it, such as `cycles`
+          frame:pd.DataFrame # Its index is left out
+         ):
+    "Tell the trackers a table"
+    cell = lambda o: json.dumps(o) if isinstance(o, (list, dict)) else o
+    columns,cells = [str(o) for o in frame.columns],[[cell(o) for o in plain(list(row))] for row in frame.itertuples(index=False)]
+    self._thing('table', name, json.dumps([columns, cells]).encode(), columns, cells)
+
+# %% ../nbs/foundations/08_tracking.ipynb #edd8b9e5
+@patch
+def figure(self:Tracking,
+           name:str, # What to call it, such as `figures/training`
+           figure # A figure of matplotlib, or the path of an image
+          ):
+    "Tell the trackers a figure"
+    if hasattr(figure, 'savefig'): figure.savefig(file := io.BytesIO(), format='png')
+    else: file = figure
+    pixels = np.asarray(Image.open(file).convert('RGB'))
+    self._thing('figure', name, pixels.tobytes(), pixels)
+
+@patch
+def file(self:Tracking,
+         name:str, # What to call it, such as `notebook`
+         path # Where it is
+        ):
+    "Give the trackers a file to keep"
+    self._thing('file', name, Path(path).read_bytes(), Path(path), self.key)
+
+# %% ../nbs/foundations/08_tracking.ipynb #7e390f75
+@patch
+def curves(self:Tracking):
+    "Tell every `history.json` of the run directory; a curve is named after the folder that it lies in"
+    if not self: return
+    for o in sorted(self.folder.rglob('history.json')):
+        if o in self.told: continue
+        self.log(o.parent.relative_to(self.folder).as_posix(), read_json(o))
+        self.told.add(o)
+
+@patch
+def results(self:Tracking):
+    "Tell the figures of the run directory, and its results"
+    if not self: return
+    for o in sorted(self.folder.glob('figures/*.png')): self.figure(f'figures/{o.stem}', o)
+    if not (file := self.folder/'results.json').exists(): return
+    if table := read_json(file).get('table'): self.table('results', pd.DataFrame(table))
+    self.file('results.json', file)
+
+# %% ../nbs/foundations/08_tracking.ipynb #f4b21b2d
+@patch
+def close(self:Tracking):
+    "End the trackers' runs, or their part of them"
+    if self.folder: self._tell(lambda t: t.close())
+    self.all = []
+
+@patch
+def finish(self:Tracking):
+    "Tell what the run directory holds in the end, and close"
+    if not self.folder: return
+    self.curves(); self.results(); self.close()
+
+# %% ../nbs/foundations/08_tracking.ipynb #276ccf1b
+def attach(folder, # A run directory
+           notebook # An executed notebook
+          ):
+    "Give a notebook to the trackers of a finished run, if it has any"
+    if not (file := Path(folder)/'tracking.json').exists(): return
+    try:
+        tracking = Tracking(read_json(file)['trackers'])
+        tracking.start(folder, read_json(Path(folder)/'config.json')['config'])
+        tracking.file('notebook', notebook)
+        tracking.close()
+    except Exception as e: logger.warning('the notebook was not given to the trackers (%s: %s)', type(e).__name__, e)
+
+# %% ../nbs/foundations/08_tracking.ipynb #4d856320
+@patch
+def recover(self:_Adapter, lines):
+    "Learn what the tracker has; gives the lines that are to be believed"
+    self.steps,self.things = {o['series']: o['step'] for o in lines if 'series' in o},{o['thing']: o['sha'] for o in lines if 'thing' in o}
+    return lines
+
+@patch
+def recover(self:_TensorBoard, lines):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator # an optional package
+    lines = _Adapter.recover(self, lines)
+    found = EventAccumulator(self.tracker.logging_dir, dict(scalars=0, images=1, tensors=1)).Reload()
+    self.steps = {tag: max(o.step for o in found.Scalars(tag)) for tag in found.Tags()['scalars']}
+    return lines
+
+# %% ../nbs/foundations/08_tracking.ipynb #3fccf2b6
+def wandb_records(file # A `.wandb` file
+                 ): # Gives protocol buffers, as in `wandb.proto.wandb_internal_pb2`
+    "The records of an offline run of W&B"
+    from wandb.proto.wandb_internal_pb2 import Record # an optional package
+    data,at,whole = Path(file).read_bytes(),7,b''
+    while at + 7 <= len(data):
+        if (room := 2**15 - at % 2**15) < 7: at += room; continue # too little for a header: the next block
+        size,kind = int.from_bytes(data[at+4:at+6], 'little'),data[at+6] # behind a checksum
+        whole,at = whole + data[at+7:at+7+size],at + 7 + size
+        if at > len(data) or not kind: return
+        if kind in (1, 4): # a whole one, or the last part of one
+            yield Record.FromString(whole)
+            whole = b''
+
+# %% ../nbs/foundations/08_tracking.ipynb #e9bc8f40
+@patch
+def recover(self:_WandB, lines):
+    files = self.folder.glob(f'wandb/offline-run-*-{self.key}/*.wandb')
+    steps = (i.value_json for o in files for r in wandb_records(o) for i in r.history.item if i.nested_key == ['_step'])
+    self.n = max([self.tracker.tracker.step, *(int(o) + 1 for o in steps)]) # its server knows of online runs
+    return _Adapter.recover(self, [o for o in lines if o['n'] <= self.n])
+
+@patch
+def recover(self:_Trackio, lines):
+    if os.environ.get('TRACKIO_SPACE_ID') or os.environ.get('TRACKIO_SERVER_URL'): return _Adapter.recover(self, lines)
+    from trackio.sqlite_storage import SQLiteStorage # an optional package
+    rows = SQLiteStorage.get_logs('sae_ception', self.key)
+    seen = {k: row['step'] for row in sorted(rows, key=lambda o: o['step']) for k in row}
+    lines = _Adapter.recover(self, [o for o in lines if o.get('kind') in (None, 'file') or o['thing'] in seen])
+    self.steps = seen
+    return lines
+
+# %% ../nbs/foundations/08_tracking.ipynb #71dfa6f9
+@patch
+def start(self:Tracking,
+          folder, # The run directory
+          config=None, # What decides the run: a dict, or a dataclass
+          resume:bool=True # Go on with what an earlier process began there?
+         ):
+    "Start the trackers; nothing happens if they are started"
+    if not self or self.folder: return
+    self.folder,self.path = Path(folder),Path(folder)/'tracking.jsonl' if resume else None
+    file,names = self.folder/'tracking.json',[o.name for o in self.all if o.cls]
+    self.key = read_json(file)['key'] if resume and file.exists() else f"{re.sub(r'[^a-zA-Z0-9_-]', '-', self.folder.resolve().name)[:60]}-{uuid.uuid4().hex[:8]}"
+    if resume: write_json(file, dict(key=self.key, trackers=names))
+    lines,kept = self._lines(),[]
+    for t in self.all:
+        try:
+            t.open(self.folder, self.key, self.folder.resolve().name)
+            if resume: kept += t.recover([o for o in lines if o['to'] == t.name])
+            t.configure(flat(plain(config or {})))
+            kept += [dict(to=t.name, thing='configuration', sha='', n=0)]*('configuration' not in t.things)
+        except Exception as e: raise ValueError(f'tracker {t.name!r} cannot be started ({type(e).__name__}: {e}): {t.remedy}') from e
+    if resume:
+        with atomic(self.path) as tmp: tmp.write_text(''.join(json.dumps(o) + '\n' for o in kept))
+
+@patch
+def _lines(self:Tracking): # The notes; a kill may have cut the last one short
+    return [json.loads(o) for o in self.path.read_text().splitlines() if o.endswith('}')] if self.path and self.path.exists() else []
+
+# %% ../nbs/foundations/08_tracking.ipynb #85d159ab
+@patch
+def _tell(self:Tracking, tell):
+    for t in list(self.all):
+        try: tell(t)
+        except Exception as e:
+            self.all.remove(t)
+            logger.warning('tracker %s failed and is left out from here on (%s: %s); the run goes on', t.name, type(e).__name__, e)
+
+@patch
+def _note(self:Tracking, t, **what):
+    if not self.path: return
+    with open(self.path, 'a') as f: f.write(json.dumps(dict(dict(to=t.name, n=t.n), **what)) + '\n')
+
+# %% ../nbs/foundations/08_tracking.ipynb #6f81eda4
+def _numbers(row): # {name: number}, a list as name/0, name/1, ...
+    spread = {k: v for n,o in plain(row).items() for k,v in ({f'{n}/{i}': x for i,x in enumerate(o)} if isinstance(o, list) else {n: o}).items()}
+    return {k: v for k,v in spread.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+
+@patch
+def log(self:Tracking,
+        series:str, # Where the curves belong, such as `cycle_1/per_class/seed_0/model`
+        rows # A dict with `epoch`, `batch` or `step`, or a list of them in order
+       ):
+    "Tell the trackers rows of a history, those that they do not have"
+    for row in [rows] if isinstance(rows, dict) else rows:
+        x = next((o for o in ('epoch', 'batch', 'step') if o in row), None)
+        if x is None: raise ValueError(f'a row of {series} has neither epoch, batch nor step: {", ".join(row)}')
+        self._tell(lambda t: self._row(t, series, x, row[x], {k: v for k,v in _numbers(row).items() if k != x}))
+
+@patch
+def _row(self:Tracking, t, series, x, step, values):
+    values = {k: v for k,v in values.items() if step > max(t.steps.get(series, -1), t.steps.get(f'{series}/{k}', -1))}
+    if not values: return
+    t.row(series, x, step, values)
+    t.steps[series] = step
+    self._note(t, series=series, step=step)
+
+# %% ../nbs/foundations/08_tracking.ipynb #c813c09a
+@patch
+def _thing(self:Tracking, kind, name, content, *args):
+    sha = sha256(content).hexdigest()[:16]
+    def tell(t):
+        if t.things.get(name) == sha: return
+        getattr(t, kind)(name, *args)
+        t.things[name] = sha
+        self._note(t, thing=name, kind=kind, sha=sha, n=t.n + (kind == 'file')) # a file is not a row: only a later row tells that it is there
+    self._tell(tell)
+
+@patch
+def table(self:Tracking,
+          name:str, # What to call it, such as `cycles`
+          frame:pd.DataFrame # Its index is left out
+         ):
+    "Tell the trackers a table"
+    cell = lambda o: json.dumps(o) if isinstance(o, (list, dict)) else o
+    columns,cells = [str(o) for o in frame.columns],[[cell(o) for o in plain(list(row))] for row in frame.itertuples(index=False)]
+    self._thing('table', name, json.dumps([columns, cells]).encode(), columns, cells)
+
+# %% ../nbs/foundations/08_tracking.ipynb #b2313760
+@patch
+def figure(self:Tracking,
+           name:str, # What to call it, such as `figures/training`
+           figure # A figure of matplotlib, or the path of an image
+          ):
+    "Tell the trackers a figure"
+    if hasattr(figure, 'savefig'): figure.savefig(file := io.BytesIO(), format='png')
+    else: file = figure
+    pixels = np.asarray(Image.open(file).convert('RGB'))
+    self._thing('figure', name, pixels.tobytes(), pixels)
+
+@patch
+def file(self:Tracking,
+         name:str, # What to call it, such as `notebook`
+         path # Where it is
+        ):
+    "Give the trackers a file to keep"
+    self._thing('file', name, Path(path).read_bytes(), Path(path), self.key)
+
+# %% ../nbs/foundations/08_tracking.ipynb #7bb17313
+@patch
+def curves(self:Tracking):
+    "Tell every `history.json` of the run directory; a curve is named after the folder that it lies in"
+    if not self: return
+    for o in sorted(self.folder.rglob('history.json')):
+        if o in self.told: continue
+        self.log(o.parent.relative_to(self.folder).as_posix(), read_json(o))
+        self.told.add(o)
+
+@patch
+def results(self:Tracking):
+    "Tell the figures of the run directory, and its results"
+    if not self: return
+    for o in sorted(self.folder.glob('figures/*.png')): self.figure(f'figures/{o.stem}', o)
+    if not (file := self.folder/'results.json').exists(): return
+    if table := read_json(file).get('table'): self.table('results', pd.DataFrame(table))
+    self.file('results.json', file)
+
+# %% ../nbs/foundations/08_tracking.ipynb #70c9f79b
+@patch
+def close(self:Tracking):
+    "End the trackers' runs, or their part of them"
+    if self.folder: self._tell(lambda t: t.close())
+    self.all = []
+
+@patch
+def finish(self:Tracking):
+    "Tell what the run directory holds in the end, and close"
+    if not self.folder: return
+    self.curves(); self.results(); self.close()
+
+# %% ../nbs/foundations/08_tracking.ipynb #1e4c1cd9
 def attach(folder, # A run directory
            notebook # An executed notebook
           ):
