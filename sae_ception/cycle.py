@@ -17,7 +17,8 @@ from fastcore.all import patch
 from joblib import Parallel,delayed
 
 from .activations import collect,collect_tokens
-from .core import Run,check,drop,logger,pick_device,plain,progress,read_json,write_json
+from .core import check,logger,pick_device,plain,progress,read_json,write_json
+from .run import Run,drop
 from .metrics.report import evaluate_activations
 from .metrics.robustness import robustness
 from .models import as_read,load_model,make_model,save_model

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from fastcore.all import patch
 
-from .core import (Checkpoint,SCHEDULES,check,config_hash,generator,interruptible,logger,lr_factor,optimizer_tensors,pick_device,progress,
-                              restore_optimizer,seeded,stream_seed,write_json)
+from .core import SCHEDULES,check,config_hash,generator,interruptible,logger,lr_factor,pick_device,progress,seeded,stream_seed,write_json
+from .run import Checkpoint,optimizer_tensors,restore_optimizer
 from .huggingface import is_fresh,load_lm,load_tokenizer,quietly,train_tokenizer
 from .metrics.downstream import _device,_logits,at_work,next_token_loss,next_tokens,perplexity
 from .sharpening import OnlineTargets,SharpenConfig,per_example,sharpening_report

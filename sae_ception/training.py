@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from fastcore.all import patch
 from torch import nn
 
-from .core import (Checkpoint,SCHEDULES,check,config_hash,interruptible,lr_factor,optimizer_tensors,pick_device,progress,restore_optimizer,seeded,stream_seed)
+from .core import SCHEDULES,check,config_hash,interruptible,lr_factor,pick_device,progress,seeded,stream_seed
+from .run import Checkpoint,optimizer_tensors,restore_optimizer
 from .activations import own_site
 from .data import Batch,batches,order
 from .models import Stack,as_read,stackable

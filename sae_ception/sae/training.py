@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from fastcore.all import patch
 
-from ..core import Checkpoint,atomic,config_hash,generator,interruptible,pick_device,plain,progress
+from ..core import atomic,config_hash,generator,interruptible,pick_device,plain,progress
+from ..run import Checkpoint
 from .coders import SAE,SAEConfig,save_sae
 from .engine import Group,SAETrainConfig,goes_sparse,total_variance
 from ..tracking import Tracking,flat
