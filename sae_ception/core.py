@@ -83,7 +83,7 @@ def atomic(path # Where the file shall be
 # %% ../nbs/foundations/00_core.ipynb #d82f889f
 def plain(o):
     "Turn configurations, paths, arrays and numbers into what JSON can hold"
-    if is_dataclass(o) and not isinstance(o, type): return {f.name: plain(getattr(o, f.name)) for f in fields(o)}
+    if is_dataclass(o) and not isinstance(o, type): return {f.name: plain(getattr(o, f.name)) for f in fields(o) if f.compare}
     if isinstance(o, dict): return {str(k): plain(v) for k,v in o.items()}
     if isinstance(o, (list, tuple)): return [plain(v) for v in o]
     if isinstance(o, (torch.Tensor, np.ndarray, np.generic)): return plain(o.tolist())
