@@ -84,7 +84,7 @@ def _claim(self:Run):
             raise ValueError(f'{self.path} holds another run ({diff}): choose another directory, or remove this one')
         for line in config_diff(old['versions'], versions()): logger.warning('%s was begun with other versions: %s', self.path.name, line)
         return
-    if self.path.exists() and (not self.path.is_dir() or [o for o in self.path.iterdir() if o.suffix not in ('.ipynb', '.tmp', '.log')]):
+    if self.path.exists() and (not self.path.is_dir() or [o for o in self.path.iterdir() if o.suffix not in ('.ipynb', '.tmp', '.log') and o.name != 'processes']):
         raise ValueError(f'{self.path} is not empty and not a run: choose a new directory')
     try: write_json(file, dict(hash=self.hash, config=self.config, versions=versions()))
     except OSError as e: raise ValueError(f'cannot write to {self.path} ({e.strerror}): choose a directory that you may write to') from None
