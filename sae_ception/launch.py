@@ -436,6 +436,13 @@ def execute(notebook:Path, # What to execute
     return code,why
 
 # %% ../nbs/cycle/02_launch.ipynb #91f161dc
+def _hand_in(file):
+    "Give the executed notebook to the trackers of its run, if it has any"
+    if not (file.parent/'tracking.json').exists(): return
+    from sae_ception.tracking import attach # loads torch, and few runs need it
+    attach(file.parent, file)
+
+# %% ../nbs/cycle/02_launch.ipynb #1dc346da
 def run_notebook(notebook, # Path of a notebook
                  values:dict=None, # Parameters that shall not have their defaults
                  out=None, # The run directory; `runs/<notebook>/<name>` when absent
@@ -454,6 +461,7 @@ def run_notebook(notebook, # Path of a notebook
         print(f'{notebook.stem}: running in {place(out)}', flush=True)
         with mirrored(out, scratch) as work:
             code,why = execute(notebook, work/notebook.name, changed(params, values) | ({'out': str(work)} if 'out' in params else {}), until)
+            if not why: _hand_in(work/notebook.name)
     if why: print(f'{notebook.stem} {why}\nexecuted so far: {place(file)}', file=sys.stderr)
     else: print(); show_results(file)
     return code
