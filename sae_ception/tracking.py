@@ -7,7 +7,7 @@ __all__ = ['Tracking', 'flat', 'wandb_records', 'tracked', 'attach']
 
 # %% ../nbs/foundations/08_tracking.ipynb #0d6bb095
 import difflib,io,json,os,re,uuid
-from contextlib import contextmanager
+from contextlib import contextmanager,redirect_stdout
 from hashlib import sha256
 from pathlib import Path
 
@@ -114,6 +114,10 @@ class _Trackio(_Adapter):
     def options(self, folder, key, title):
         self.key = key
         return dict(run_name='sae_ception', name=key, resume='allow', embed=False)
+    def open(self, *args):
+        with redirect_stdout(io.StringIO()): super().open(*args) # it prints how to look at it, and where it keeps its files
+    def close(self):
+        with redirect_stdout(io.StringIO()): super().close()
     def configure(self, config): self.tracker.tracker.config.update(config)
     def table(self, name, columns, cells):
         import trackio # here and below: an optional package
@@ -154,10 +158,10 @@ def recover(self:_Adapter, lines):
 
 @patch
 def recover(self:_TensorBoard, lines):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator # an optional package
+    from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader # an optional package
     lines = _Adapter.recover(self, lines)
-    found = EventAccumulator(self.tracker.logging_dir, dict(scalars=0, images=1, tensors=1)).Reload()
-    self.steps = {tag: max(o.step for o in found.Scalars(tag)) for tag in found.Tags()['scalars']}
+    events = (e for o in sorted(Path(self.tracker.logging_dir).glob('*tfevents*')) for e in LegacyEventFileLoader(str(o)).Load())
+    self.steps = {v.tag: e.step for e in events for v in e.summary.value if v.HasField('simple_value')}
     return lines
 
 # %% ../nbs/foundations/08_tracking.ipynb #bdc641d5
