@@ -149,14 +149,15 @@ def go_on(case, out, reference, tries=3, **env):
     return dict(attempts=attempt, code=code, differs=difference(out, reference['files']), **(dict(said=said[-600:]) if code else {}))
 
 def at_random(rng, job, reference):
-    "Wait for a random moment: some time after a random file appeared, or in the first seconds of the process; tells how long after what"
+    "Wait for a random moment of the work, just after a random file, or in the first seconds of the process; tells how long after which file it is"
     if rng.random() < .1:
         time.sleep(after := rng.uniform(0, .4*reference['took']))
         return f'{after:.2f} s after its start'
-    i = rng.randrange(len(marks := reference['marks']))
-    gap = (marks[i+1][0] if i + 1 < len(marks) else marks[i][0] + .5) - marks[i][0]
+    marks = reference['marks']
+    if rng.random() < .5: at = rng.uniform(0, marks[-1][0] + .3); i = max(k for k,o in enumerate(marks) if o[0] <= at or not k); after = max(0, at - marks[i][0]) # any time
+    else: i,after = rng.randrange(len(marks)),rng.uniform(0, .05) # just after a file was written
     while not (job.out/marks[i][1]).exists() and job.p.poll() is None: time.sleep(.002)
-    time.sleep(after := rng.uniform(0, min(gap, 5.)))
+    time.sleep(after)
     return f'{after:.2f} s after {marks[i][1]}'
 
 def kept(out):
