@@ -16,14 +16,14 @@ import torch
 import torch.nn.functional as F
 from fastcore.all import patch
 
-from .core import (Checkpoint,SCHEDULES,check,config_hash,generator,interruptible,logger,lr_factor,optimizer_tensors,pick_device,progress,
-                              restore_optimizer,seeded,stream_seed,write_json)
+from .core import SCHEDULES,check,config_hash,generator,interruptible,logger,lr_factor,pick_device,progress,seeded,stream_seed,write_json
+from .run import Checkpoint,optimizer_tensors,restore_optimizer
 from .huggingface import is_fresh,load_lm,load_tokenizer,quietly,train_tokenizer
 from .metrics.downstream import _device,_logits,at_work,next_token_loss,next_tokens,perplexity
 from .sharpening import OnlineTargets,SharpenConfig,per_example,sharpening_report
 from .sites import Capture,find_site
 from .tokens import TokenBatch,TokenStream
-from .training import Auxiliary,Fit,_recomputing
+from .training import Auxiliary,Fit,recomputing
 
 # %% ../nbs/sharpening/02_pretraining.ipynb #d0e92479
 def _slice(b, rows, device='cpu'): return TokenBatch(*(o[rows].to(device) for o in (b.ids, b.doc, b.position)))
@@ -249,7 +249,7 @@ def pretrain(model, # A causal language model of `transformers`; changed in plac
     opt = torch.optim.AdamW([dict(params=o, weight_decay=w) for o,w in zip(decay, (config.weight_decay, 0.)) if o], lr=config.lr, fused=True)
     kind = aux.weight,aux.loss,*(getattr(aux.targets, o, None) for o in ('strategy', 'k'))
     s = _Training(model, opt, stream, config_hash(dict(config=config, text=stream.fingerprint, shapes=[list(p.shape) for p in moving], site=site, seed=seed, aux=kind)))
-    with seeded(stream_seed(seed, 'dropout')), _recomputing(model.train(), config.checkpointing): _loop(s, config, aux, site, held_out, Checkpoint(checkpoint))
+    with seeded(stream_seed(seed, 'dropout')), recomputing(model.train(), config.checkpointing): _loop(s, config, aux, site, held_out, Checkpoint(checkpoint))
     model.zero_grad()
     return Fit(model.eval(), s.history, s.facts)
 
