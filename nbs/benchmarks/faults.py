@@ -229,7 +229,7 @@ def main():
     a.add_argument('--cases', help='some of ' + ','.join(CASES))
     a.add_argument('--folder', help='where to work; a temporary folder if absent')
     a = a.parse_args()
-    from sae_ception.core import versions
+    from sae_ception.run import versions
     given = {k: v for k,v in dict(n=a.n, seed=a.seed, cases=a.cases and tuple(a.cases.split(','))).items() if v is not None}
     with tempfile.TemporaryDirectory() as d:
         folder = Path(a.folder or d)

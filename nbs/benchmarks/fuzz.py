@@ -60,7 +60,7 @@ def configs():
 
 def _right_type(value, field):
     kind = field.type if isinstance(field.type, str) else field.type.__name__
-    if kind == 'object': return isinstance(value, (int, float, str)) or value is None
+    if kind == 'object': return isinstance(value, (int, float, str)) or value is None or callable(value)
     if value is None: return field.default is None
     if kind == 'bool': return isinstance(value, bool)
     if isinstance(value, bool): return False
@@ -189,10 +189,11 @@ _made = {}
 def made(kind, folder):
     "Something whole to break, made once"
     if kind in _made: return _made[kind]
-    from sae_ception.core import Run,generator,write_json
+    from sae_ception.core import generator,write_json
     from sae_ception.data import load_task
     from sae_ception.models import make_model,save_model
-    from sae_ception.pretraining import PretrainConfig,tokenizer_of
+    from sae_ception.pretraining import tokenizer_of
+    from sae_ception.run import Run
     from sae_ception.sae.coders import SAE,SAEConfig,save_sae
     out = folder/f'whole-{kind}'
     if kind == 'coder':
@@ -232,17 +233,16 @@ def _train(x, file):
 
 def _interrupted(do):
     "Stop it in the middle, as a scheduler would"
-    from sae_ception import core
-    before,core.Checkpoint.__init__.__defaults__ = core.Checkpoint.__init__.__defaults__,(None, 0.)
-    old,n = core.write_tensors,[0]
+    from sae_ception import run
+    old,n = run.write_tensors,[0]
     def write(*a, **k):
         old(*a, **k); n[0] += 1
         if n[0] == 6: raise KeyboardInterrupt
-    core.write_tensors = write
+    run.write_tensors = write
     os.environ['SAE_CEPTION_SAVE_EVERY'] = '0'
     try: do()
     except KeyboardInterrupt: pass
-    finally: core.write_tensors = old; core.Checkpoint.__init__.__defaults__ = before; del os.environ['SAE_CEPTION_SAVE_EVERY']
+    finally: run.write_tensors = old; del os.environ['SAE_CEPTION_SAVE_EVERY']
 
 def _spots(o, path=()):
     "Every place in some JSON"
@@ -330,7 +330,7 @@ def broken_store(rng, d, folder):
     return f'{file.name}: {done}',lambda: (read(), rows()),[file.name, *names],dict(right=lambda o: _equal(o[0], whole) and 'norms' not in done or _equal(o[1], batch))
 
 def broken_run(rng, d, folder):
-    from sae_ception.core import Run
+    from sae_ception.run import Run
     it = _copy('run', folder, d)
     file = it/rng.choice(('config.json', 'first/manifest.json', 'first/who.json', 'results.json', 'mine.ipynb'))
     done,names = break_json(rng, file)
@@ -376,7 +376,7 @@ def main():
     a.add_argument('--kinds', default=','.join(KINDS))
     a = a.parse_args()
     resource.setrlimit(resource.RLIMIT_AS, (12 << 30, 12 << 30)) # what takes all memory fails, and is counted
-    from sae_ception.core import versions
+    from sae_ception.run import versions
     with tempfile.TemporaryDirectory() as d, open(a.out, 'a') as f:
         rows = []
         for row in fuzz(d, a.n, a.seed, a.kinds.split(',')):
