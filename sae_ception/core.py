@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['logger', 'SCHEDULES', 'seeded', 'stream_seed', 'generator', 'devices', 'pick_device', 'atomic', 'plain', 'write_json',
-           'read_json', 'write_tensors', 'read_tensors', 'config_hash', 'config_diff', 'check', 'progress',
-           'Terminated', 'Stop', 'interruptible', 'lr_factor']
+           'read_json', 'write_tensors', 'read_tensors', 'config_hash', 'config_diff', 'check', 'check_types',
+           'progress', 'Terminated', 'Stop', 'interruptible', 'lr_factor']
 
 # %% ../nbs/foundations/00_core.ipynb #5bceaa6e
 import errno,hashlib,json,logging,os,random,re,signal,sys,threading,time
 from contextlib import contextmanager
 from dataclasses import asdict,dataclass,fields,is_dataclass
+from numbers import Integral,Real
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +144,20 @@ def check(ok, # Is the value fine?
          ):
     "Raise a `ValueError` that names the field, its value and the remedy, unless `ok`"
     if not ok: raise ValueError(f"{type(config).__name__}.{field}={getattr(config, field)!r}: {remedy}")
+
+# %% ../nbs/foundations/00_core.ipynb #3970341f
+_kinds = {int: (Integral, 'must be a whole number'), float: (Real, 'must be a finite number'), bool: ((bool, np.bool_), 'must be True or False'), str: (str, 'must be text'),
+          tuple: ((tuple, list), 'must be a tuple'), dict: (dict, 'must be a dict')}
+
+def check_types(config # A configuration
+               ):
+    "Raise a `ValueError` that names a field whose value is not of its type"
+    for f in fields(config):
+        kind,remedy = _kinds.get(f.type, (f.type if is_dataclass(f.type) else object, f'must be a {getattr(f.type, "__name__", f.type)}'))
+        value = getattr(config, f.name)
+        if value is None and f.default is None: continue
+        fits = isinstance(value, kind) and (f.type not in (int, float) or not isinstance(value, (bool, np.bool_)))
+        check(fits and (f.type != float or abs(value) < 1e308), config, f.name, remedy)
 
 # %% ../nbs/foundations/00_core.ipynb #2ba8b4ab
 logger = logging.getLogger('sae_ception')
