@@ -450,7 +450,7 @@ def _numbers(pre): # What a loop needs to read a product: bits, shift, scale of 
 def select(self:CompiledBackend, pre, bias, x, E, activation, k):
     "The active features of every row"
     B,width,args = len(pre),len(bias),(*_numbers(pre), bias, f32(2**-7 if pre.dtype == torch.bfloat16 else 0))
-    each,most = min(int(k), width) if activation == 'topk' else 0,width*B if activation == 'relu' else int(k*B)
+    each,most = min(int(k), width) if activation == 'topk' else 0,width*B if activation == 'relu' else min(int(k*B), width*B)
     if activation == 'batchtopk' and self.guess is None: self.guess = self.first_guess(pre, bias, k)
     codes = self.collect(args, each, most)
     if pre.dtype != torch.float32: self.exact(codes, x, E, bias)
@@ -493,7 +493,7 @@ def first_guess(self:CompiledBackend, pre, bias, k):
     "A threshold from 64 rows, somewhat too low"
     every = max(1, len(pre)//64)
     z = ((pre.float(every) if isinstance(pre, Product) else pre[::every].float()) + bias).flatten()
-    return .9*float(z.topk(max(1, int(k*len(z)/len(bias)))).values.min().clamp(0))
+    return .9*float(z.topk(min(len(z), max(1, int(k*len(z)/len(bias))))).values.min().clamp(0))
 
 @patch
 def kth_largest(self:CompiledBackend, values, k, steps):
