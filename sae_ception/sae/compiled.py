@@ -133,12 +133,14 @@ def candidates(row, shift, scale, a, bias, slack, high, size, cut, cols, low):
 # %% ../../nbs/sae/00_compiled.ipynb #23b8f83c
 @_compile
 def drop(row, shift, scale, a, bias, slack, cut, cols, low, n):
-    "Leave out the candidates whose upper bound is less than `cut`: how many stay"
+    "Leave out the candidates whose upper bound (in 8 bits, whose lower bound) is less than `cut`: how many stay"
     q = 0
     for i in range(n):
-        j = cols[i]
-        v = value(row[j], shift, scale, a, j)
-        if v + bias[j] + slack*abs(v) >= cut: cols[q] = j; low[q] = low[i]; q += 1
+        j,high = cols[i],low[i]
+        if scale is None:
+            v = value(row[j], shift, scale, a, j)
+            high = v + bias[j] + slack*abs(v)
+        if high >= cut: cols[q] = j; low[q] = low[i]; q += 1
     return q
 
 @_compile
@@ -176,7 +178,7 @@ def drop_rows(lo, hi, pre, shift, scale, rows, off, bias, slack, cut, start, sto
     "Leave out what cannot reach `cut`, with zeros in its place"
     for t in range(lo, hi):
         a,b = start[t],stop[t]
-        n = drop(pre[t], shift, scale, rows[t], bias, slack, f32(cut - off[t]), cols[a:b], low[a:b], b - a)
+        n = drop(pre[t], shift, scale, rows[t], bias, slack, f32(cut - 2*off[t]), cols[a:b], low[a:b], b - a)
         low[a+n:b] = f32(0)
         stop[t] = a + n
 
@@ -448,7 +450,7 @@ def _numbers(pre): # What a loop needs to read a product: bits, shift, scale of 
 def select(self:CompiledBackend, pre, bias, x, E, activation, k):
     "The active features of every row"
     B,width,args = len(pre),len(bias),(*_numbers(pre), bias, f32(2**-7 if pre.dtype == torch.bfloat16 else 0))
-    each,most = min(int(k), width) if activation == 'topk' else 0,width*B if activation == 'relu' else int(k*B)
+    each,most = min(int(k), width) if activation == 'topk' else 0,width*B if activation == 'relu' else min(int(k*B), width*B)
     if activation == 'batchtopk' and self.guess is None: self.guess = self.first_guess(pre, bias, k)
     codes = self.collect(args, each, most)
     if pre.dtype != torch.float32: self.exact(codes, x, E, bias)
@@ -491,7 +493,7 @@ def first_guess(self:CompiledBackend, pre, bias, k):
     "A threshold from 64 rows, somewhat too low"
     every = max(1, len(pre)//64)
     z = ((pre.float(every) if isinstance(pre, Product) else pre[::every].float()) + bias).flatten()
-    return .9*float(z.topk(max(1, int(k*len(z)/len(bias)))).values.min().clamp(0))
+    return .9*float(z.topk(min(len(z), max(1, int(k*len(z)/len(bias))))).values.min().clamp(0))
 
 @patch
 def kth_largest(self:CompiledBackend, values, k, steps):
