@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from fastcore.all import patch
 
-from .core import (Checkpoint,SCHEDULES,check,config_hash,generator,interruptible,logger,lr_factor,optimizer_tensors,pick_device,progress,
-                              restore_optimizer,seeded,stream_seed,write_json)
+from .core import SCHEDULES,check,check_types,config_hash,generator,interruptible,logger,lr_factor,pick_device,progress,seeded,stream_seed,write_json
+from .run import Checkpoint,optimizer_tensors,restore_optimizer
 from .huggingface import is_fresh,load_lm,load_tokenizer,save_lm,train_tokenizer
 from .metrics.downstream import _logits,at_work,next_tokens,perplexity
 from .processes import add_up,agree,ranks,share,together
@@ -51,6 +51,7 @@ class PretrainConfig:
     offload: bool = field(default=False, compare=False) # Keep weights, gradients and moments in the machine's memory, not on the GPU
 
     def __post_init__(self):
+        check_types(self)
         for o in ('tokens', 'batch_size', 'accumulation', 'evaluations', 'shards'): check(getattr(self, o) >= 1, self, o, 'must be at least 1')
         check(self.accumulation <= self.batch_size, self, 'accumulation', f'cannot split a batch of {self.batch_size} contexts into so many parts')
         check(self.lr > 0, self, 'lr', 'must be positive')

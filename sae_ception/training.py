@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from fastcore.all import patch
 from torch import nn
 
-from .core import (Checkpoint,SCHEDULES,check,config_hash,interruptible,lr_factor,optimizer_tensors,pick_device,progress,restore_optimizer,seeded,stream_seed)
+from .core import SCHEDULES,check,check_types,config_hash,interruptible,lr_factor,pick_device,progress,seeded,stream_seed
+from .run import Checkpoint,optimizer_tensors,restore_optimizer
 from .activations import own_site
 from .data import Batch,order
 from .models import Stack,as_read,stackable
@@ -71,9 +72,10 @@ class Auxiliary:
     rule: str = None # Read at another position than the classifier does: `end`, to reproduce the published reading of padding
 
     def __post_init__(self):
+        check_types(self)
         check(self.weight >= 0, self, 'weight', 'λ must not be negative: it would push activations away from their targets')
         check(self.loss in LOSSES, self, 'loss', f'choose from {", ".join(LOSSES)}')
-        check(self.targets is not None or self.loss == 'l1' or not self.weight, self, 'targets', f'the {self.loss} loss needs targets')
+        check(callable(self.targets) or self.targets is None and (self.loss == 'l1' or not self.weight), self, 'targets', f'the {self.loss} loss needs targets')
 
     def __call__(self, h, y, sample_id):
         "The loss of these activations, before its weight"
@@ -126,6 +128,7 @@ class TrainConfig:
     offload: bool = field(default=False, compare=False) # Keep weights, gradients and moments in the machine's memory, not on the GPU
 
     def __post_init__(self):
+        check_types(self)
         for o in ('epochs', 'batch_size', 'accumulation', 'shards'): check(getattr(self, o) >= 1, self, o, 'must be at least 1')
         check(self.lr > 0, self, 'lr', 'must be positive')
         for o in ('weight_decay', 'clip'): check(getattr(self, o) >= 0, self, o, 'must not be negative')
