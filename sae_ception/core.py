@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['logger', 'SCHEDULES', 'seeded', 'stream_seed', 'generator', 'devices', 'pick_device', 'atomic', 'plain', 'write_json',
-           'read_json', 'write_tensors', 'read_tensors', 'config_hash', 'config_diff', 'check', 'progress',
-           'Terminated', 'Stop', 'interruptible', 'lr_factor']
+           'read_json', 'write_tensors', 'read_tensors', 'config_hash', 'config_diff', 'check', 'check_types',
+           'progress', 'Terminated', 'Stop', 'interruptible', 'lr_factor']
 
 # %% ../nbs/foundations/00_core.ipynb #5bceaa6e
 import errno,hashlib,json,logging,os,random,re,signal,sys,threading,time
 from contextlib import contextmanager
 from dataclasses import asdict,dataclass,fields,is_dataclass
+from numbers import Integral,Real
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +84,7 @@ def atomic(path # Where the file shall be
 # %% ../nbs/foundations/00_core.ipynb #d82f889f
 def plain(o):
     "Turn configurations, paths, arrays and numbers into what JSON can hold"
-    if is_dataclass(o) and not isinstance(o, type): return {f.name: plain(getattr(o, f.name)) for f in fields(o)}
+    if is_dataclass(o) and not isinstance(o, type): return {f.name: plain(getattr(o, f.name)) for f in fields(o) if f.compare}
     if isinstance(o, dict): return {str(k): plain(v) for k,v in o.items()}
     if isinstance(o, (list, tuple)): return [plain(v) for v in o]
     if isinstance(o, (torch.Tensor, np.ndarray, np.generic)): return plain(o.tolist())
@@ -143,6 +144,20 @@ def check(ok, # Is the value fine?
          ):
     "Raise a `ValueError` that names the field, its value and the remedy, unless `ok`"
     if not ok: raise ValueError(f"{type(config).__name__}.{field}={getattr(config, field)!r}: {remedy}")
+
+# %% ../nbs/foundations/00_core.ipynb #3970341f
+_kinds = {int: (Integral, 'must be a whole number'), float: (Real, 'must be a finite number'), bool: ((bool, np.bool_), 'must be True or False'), str: (str, 'must be text'),
+          tuple: ((tuple, list), 'must be a tuple'), dict: (dict, 'must be a dict')}
+
+def check_types(config # A configuration
+               ):
+    "Raise a `ValueError` that names a field whose value is not of its type"
+    for f in fields(config):
+        kind,remedy = _kinds.get(f.type, (f.type if is_dataclass(f.type) else object, f'must be a {getattr(f.type, "__name__", f.type)}'))
+        value = getattr(config, f.name)
+        if value is None and f.default is None: continue
+        fits = isinstance(value, kind) and (f.type not in (int, float) or not isinstance(value, (bool, np.bool_)))
+        check(fits and (f.type != float or abs(value) < 1e308), config, f.name, remedy)
 
 # %% ../nbs/foundations/00_core.ipynb #2ba8b4ab
 logger = logging.getLogger('sae_ception')

@@ -17,7 +17,7 @@ from fastcore.all import patch
 from joblib import Parallel,delayed
 
 from .activations import collect,collect_tokens
-from .core import check,logger,pick_device,plain,progress,read_json,write_json
+from .core import check,check_types,logger,pick_device,plain,progress,read_json,write_json
 from .run import Run,drop
 from .metrics.report import evaluate_activations
 from .metrics.robustness import robustness
@@ -105,15 +105,16 @@ class CycleConfig:
     attack_rows: int = 500 # Attack at most so many rows
 
     def __post_init__(self):
+        check_types(self)
         check(self.cycles >= 0, self, 'cycles', 'must not be negative')
         check(self.aux_weight >= 0, self, 'aux_weight', 'λ must not be negative')
         check(self.protocol in ('continue', 'reinit'), self, 'protocol', 'choose continue or reinit')
         check(self.sae_on in ('pooled', 'tokens'), self, 'sae_on', 'choose pooled or tokens')
         for o in ('sae_rows', 'attack_rows'): check(getattr(self, o) >= 1, self, o, 'must be at least 1')
-        check(all(o > 0 for o in self.attack), self, 'attack', 'radii must be above 0')
-        for o in ('arms', 'seeds'):
+        check(all(isinstance(o, (int, float)) and o > 0 for o in self.attack), self, 'attack', 'radii must be numbers above 0')
+        for o,kind in dict(arms=str, seeds=int).items():
             found = getattr(self, o)
-            check(isinstance(found, (tuple, list)) and len(set(found)) == len(found) > 0, self, o, 'must be a tuple of at least one, each once')
+            check(all(isinstance(x, kind) for x in found) and len(set(found)) == len(found) > 0, self, o, 'must be a tuple of at least one, each once')
         for arm in self.parsed: self._check_k(arm)
 
 # %% ../nbs/cycle/00_cycle.ipynb #de1f21be

@@ -49,7 +49,7 @@ def _lock(path, patience=5.):
         except BlockingIOError:
             if time.monotonic() > until: raise ValueError(f'{path} is in use by another process: wait for it, end it, or choose another directory') from None
             time.sleep(.1)
-        except OSError: break # a file system without locks
+        except OSError: return lock # a file system without locks
     _locks[path.resolve()] = lock
     for o in path.rglob('.*.tmp'): o.unlink(missing_ok=True) # left by one that was killed while it wrote
     return lock
@@ -79,12 +79,14 @@ def _claim(self:Run):
     file = self.path/'config.json'
     if file.exists():
         old = read_json(file)
+        if not isinstance(old, dict) or not all(isinstance(old.get(o), kind) for o,kind in dict(hash=str, config=object, versions=dict).items()):
+            raise ValueError(f'{file} is not what a run wrote: put an intact copy in its place, or choose another directory')
         if old['hash'] != self.hash:
             diff = '; '.join(config_diff(old['config'], self.config))
             raise ValueError(f'{self.path} holds another run ({diff}): choose another directory, or remove this one')
         for line in config_diff(old['versions'], versions()): logger.warning('%s was begun with other versions: %s', self.path.name, line)
         return
-    if self.path.exists() and (not self.path.is_dir() or [o for o in self.path.iterdir() if o.suffix not in ('.ipynb', '.tmp', '.log')]):
+    if self.path.exists() and (not self.path.is_dir() or [o for o in self.path.iterdir() if o.suffix not in ('.ipynb', '.tmp', '.log') and o.name != 'processes']):
         raise ValueError(f'{self.path} is not empty and not a run: choose a new directory')
     try: write_json(file, dict(hash=self.hash, config=self.config, versions=versions()))
     except OSError as e: raise ValueError(f'cannot write to {self.path} ({e.strerror}): choose a directory that you may write to') from None
@@ -227,10 +229,11 @@ def stage(self:Run,
 def _whole(stage):
     file = stage.path/'manifest.json'
     if not file.exists(): return False
-    manifest = read_json(file)
-    if manifest['hash'] != stage.run.hash: return False
-    whole = lambda o, facts: o.is_file() and o.stat().st_size == facts['bytes'] and checksum(o) == facts['sha256']
-    bad = [name for name,facts in manifest['files'].items() if not whole(stage.path/name, facts)]
+    def whole(name, facts): return (o := stage.path/name).is_file() and o.stat().st_size == facts['bytes'] and checksum(o) == facts['sha256']
+    try:
+        manifest = read_json(file)
+        bad = [o for o,facts in manifest['files'].items() if not whole(o, facts)] + ['manifest.json']*(manifest['hash'] != stage.run.hash)
+    except (ValueError, KeyError, TypeError, AttributeError): bad = ['manifest.json']
     if bad: logger.warning('%s: %s is not what was written, so the stage is computed again', stage.path, ', '.join(bad))
     return not bad
 
