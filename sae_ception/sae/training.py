@@ -16,6 +16,7 @@ from fastcore.all import patch
 from ..core import Checkpoint,atomic,config_hash,generator,interruptible,pick_device,plain,progress
 from .coders import SAE,SAEConfig,save_sae
 from .engine import Group,SAETrainConfig,goes_sparse,total_variance
+from ..tracking import flat,make_trackers
 
 _all_ = ['SAETrainConfig']
 
@@ -153,7 +154,7 @@ def train_on(rows, # A stream of activations
              measure=None # Called at every evaluation with a `Coder`, its finished `SAE` and its row of the history; what it returns, a dict, is added to the row
             )->list: # One `Trained` a coder
     "Train coders on one stream, in one pass"
-    coders,device,trackers = list(coders),pick_device(str(device)),_trackers(trackers, Path(log).parent if log else checkpoint or 'runs')
+    coders,device,trackers = list(coders),pick_device(str(device)),make_trackers(trackers, Path(log).parent if log else checkpoint or 'runs')
     if not coders: raise ValueError('there are no coders to train: give at least one')
     run = _Run(rows, coders, device, held_out, checkpoint and Path(checkpoint))
     every,saver = every or max(1, run.batches//20),Checkpoint(run.folder and run.folder/'resume.safetensors', save_every)
@@ -266,32 +267,12 @@ def load(self:_Run, tensors, facts):
     self.done = facts['done']
 
 # %% ../../nbs/sae/02_training.ipynb #ec4abfca
-def _trackers(wanted, folder): # Made, but not started
-    made = [o for o in ([wanted] if isinstance(wanted, str) else wanted)]
-    if not any(isinstance(o, str) for o in made): return made
-    from accelerate import PartialState,tracking # slow to import, and wanted by few
-    PartialState() # without it, trackers refuse to start
-    known,ready = tracking.LOGGER_TYPE_TO_CLASS,{getattr(o, 'value', o) for o in tracking.get_available_trackers()}
-    where = dict(tensorboard=dict(run_name='tensorboard', logging_dir=str(folder)), wandb=dict(dir=str(folder)))
-    for i,name in enumerate(made):
-        if not isinstance(name, str): continue
-        if name not in known: raise ValueError(f'tracker {name!r} is unknown: choose from {", ".join(sorted(known))}')
-        if name not in ready: raise ValueError(f'tracker {name!r} is not installed here (ready: {", ".join(sorted(ready)) or "none"}): pip install {name}')
-        needs = dict(logging_dir=str(folder)) if known[name].requires_logging_directory else {}
-        made[i] = known[name](**{'run_name': 'sae_ception', **needs, **where.get(name, {})})
-    return made
-
-def _flat(o, name, sep): # {'name.field': number or text}
-    if isinstance(o, dict): return {k: v for n,x in o.items() for k,v in _flat(x, f'{name}{sep}{n}', sep).items()}
-    return {name: o if isinstance(o, (int, float, str)) else json.dumps(o)}
-
-# %% ../../nbs/sae/02_training.ipynb #2146dd43
 class _Log: # JSON lines and trackers
     def __init__(self, path, trackers, coders, done):
         self.path,self.trackers = path and Path(path),trackers
         for t in self.trackers:
             if hasattr(t, 'start'): t.start() # older versions of accelerate start when they are made
-            t.store_init_configuration({k: v for c in coders for k,v in _flat(plain(c), '', '.').items() for k in [f'{c.label}/{k[1:]}']})
+            t.store_init_configuration({f'{c.label}/{k}': v for c in coders for k,v in flat(plain(c)).items()})
         if self.path and self.path.exists():
             lines = [o for o in self.path.read_text().splitlines() if o.endswith('}')]
             stale = lambda o: o.get('event') == 'coder' and o['batch'] > done
