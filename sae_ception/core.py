@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['logger', 'SCHEDULES', 'seeded', 'stream_seed', 'generator', 'devices', 'pick_device', 'atomic', 'plain', 'write_json',
            'read_json', 'write_tensors', 'read_tensors', 'config_hash', 'config_diff', 'check', 'progress',
-           'Terminated', 'Stop', 'interruptible', 'versions', 'Run', 'checksum', 'Stage', 'Checkpoint',
+           'Terminated', 'Stop', 'interruptible', 'versions', 'Run', 'Checkpoint', 'drop', 'checksum', 'Stage',
            'optimizer_tensors', 'restore_optimizer', 'lr_factor']
 
 # %% ../nbs/foundations/00_core.ipynb #5bceaa6e
-import hashlib,json,logging,os,platform,random,signal,sys,threading,time
+import hashlib,json,logging,os,platform,random,shutil,signal,sys,threading,time
 from contextlib import contextmanager
 from dataclasses import asdict,dataclass,fields,is_dataclass
 from importlib.metadata import PackageNotFoundError,version
@@ -21,6 +21,8 @@ from fastcore.all import patch,store_attr
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
+
+from .processes import agree,everyone,first,laid_out,leads,load_parts,rank,ranks,save_parts,wait
 
 # %% ../nbs/foundations/00_core.ipynb #0a2f3054
 @contextmanager
@@ -58,9 +60,9 @@ def devices()->list: # Names that `pick_device` accepts
 def pick_device(name:str='auto' # `auto`, `cpu`, `cuda`, `cuda:1`, `mps`
                )->torch.device:
     "The device called `name`"
-    if name == 'auto': return torch.device(next((o for o in ('cuda', 'mps') if o in devices()), 'cpu'))
+    if name == 'auto': name = next((o for o in ('cuda', 'mps') if o in devices()), 'cpu')
     if name not in devices(): raise ValueError(f"device={name!r} is not available here; choose from auto, {', '.join(devices())}")
-    return torch.device(name)
+    return torch.device(name, torch.cuda.current_device()) if name == 'cuda' and ranks() > 1 else torch.device(name) # each process has its own
 
 # %% ../nbs/foundations/00_core.ipynb #65ef1465
 @contextmanager
@@ -69,9 +71,10 @@ def atomic(path # Where the file shall be
     "Yield a temporary path that becomes `path` when the block succeeds, and vanishes when it fails"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    tmp = path.with_name(f'.{path.name}.{rank()}.{os.getpid()}.tmp')
     try:
         yield tmp
+        if not leads(): return
         with open(tmp, 'rb') as f: os.fsync(f.fileno())
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
@@ -90,6 +93,7 @@ def write_json(path, # Where to
                o # What: numbers, strings, lists, dicts, dataclasses, tensors
               ):
     "Write `o` atomically as JSON"
+    if not leads(): return
     with atomic(path) as tmp: tmp.write_text(json.dumps(plain(o), indent=1) + '\n')
 
 def read_json(path):
@@ -102,6 +106,7 @@ def write_tensors(path, # A `.safetensors` file
                   **meta # Facts to keep beside them, as JSON
                  ):
     "Write tensors atomically as safetensors"
+    if not leads(): return
     tensors = {k: v.detach().to('cpu').clone().contiguous() for k,v in tensors.items()}
     with atomic(path) as tmp: save_file(tensors, tmp, metadata={k: json.dumps(plain(v)) for k,v in meta.items()})
 
@@ -144,6 +149,7 @@ def progress(items, # What to go through
              every:float=15. # Seconds between the lines of a log file
             ):
     "Go through `items` with a bar on a terminal, or a line now and then elsewhere"
+    if not leads(): yield from items; return
     if sys.stderr.isatty(): yield from tqdm(items, desc=desc, total=total, leave=False); return
     total,last = len(items) if total is None else total,time.monotonic()
     for i,o in enumerate(items):
@@ -200,7 +206,10 @@ class Run:
                 ):
         self.path,self.config = Path(path),config
         self.hash = config_hash(config)
-        self._claim()
+        if (n := int(os.environ.get('WORLD_SIZE', 1))) > 1 and not torch.distributed.is_initialized():
+            raise RuntimeError(f'{n} processes were started, and each would do the whole work: call `processes.join()` first')
+        if leads(): self._claim()
+        wait()
 
     def __repr__(self): return f'Run({self.path.name}, {self.hash})'
 
@@ -228,6 +237,7 @@ def log(self:Run,
         **values # What was measured
        ):
     "Append one line to `log.jsonl`"
+    if not leads(): return
     with open(self.path/'log.jsonl', 'a') as f: f.write(json.dumps(plain(dict(time=round(time.time(), 3), event=event, **values))) + '\n')
 
 @patch
@@ -238,6 +248,66 @@ def events(self:Run,
     file = self.path/'log.jsonl'
     rows = [json.loads(o) for o in file.read_text().splitlines() if o.endswith('}')] if file.exists() else []
     return [o for o in rows if event in (None, o['event'])]
+
+# %% ../nbs/foundations/00_core.ipynb #44e39ded
+class Checkpoint:
+    "Saves the state of a loop now and then, and at once when a signal asks to stop"
+    def __init__(self,
+                 path=None, # A `.safetensors` file; nothing is saved without one
+                 every:float=20. # Seconds between two saves
+                ):
+        self.path,self.every,self.last = path and Path(path),every,time.monotonic()
+
+    def __call__(self,
+                 state, # Gives the tensors (a dict) and the facts (a dict) that a restart needs
+                 stop=None, # From `interruptible`: save, then leave
+                 last:bool=False # The final step? Then save in any case
+                ):
+        "Call this after every step"
+        due = leads() and time.monotonic() - self.last > self.every
+        signum,due = agree(stop.signum if stop else 0, due)
+        if self.path and (signum or due or last):
+            self._save(*state())
+            self.last = time.monotonic()
+        if signum:
+            stop.signum = int(signum)
+            stop.leave()
+
+# %% ../nbs/foundations/00_core.ipynb #55a98eee
+def _spread(tensors): # Does each process hold another part?
+    return ranks() > 1 and (any(hasattr(o, 'device_mesh') for o in tensors.values()) or len(set(everyone(config_hash(sorted(tensors))))) > 1)
+
+@patch
+def _save(self:Checkpoint, tensors, facts):
+    if not _spread(tensors): write_tensors(self.path, tensors, **facts)
+    else:
+        folder = self.path.with_name(f'{self.path.name}.{first(time.time_ns())}')
+        save_parts(folder, tensors)
+        write_tensors(self.path, {}, parts=folder.name, **facts)
+    if leads():
+        kept = read_tensors(self.path)[1].get('parts')
+        for o in _pieces(self.path):
+            if o.name != kept: shutil.rmtree(o)
+
+def _pieces(path): return [o for o in path.parent.iterdir() if o.is_dir() and o.name.startswith(f'{path.name}.')] if path.parent.is_dir() else []
+
+# %% ../nbs/foundations/00_core.ipynb #c561eb66
+@patch
+def load(self:Checkpoint,
+         like:dict=None # The names and tensors of the state as it is now, where it is spread over processes
+        ): # Tensors and facts of the last save, or `None`
+    "What the last save kept"
+    if not self.path or not first(leads() and self.path.exists()): return None
+    tensors,facts = read_tensors(self.path)
+    if 'parts' in facts: return load_parts(self.path.parent/facts.pop('parts'), like),facts
+    return {k: laid_out(v, like[k]) if like and hasattr(like.get(k), 'device_mesh') else v for k,v in tensors.items()},facts
+
+def drop(path # The file of a checkpoint; need not be there
+        ):
+    "Remove a checkpoint, pieces and all"
+    if not leads(): return
+    Path(path).unlink(missing_ok=True)
+    for o in _pieces(Path(path)): shutil.rmtree(o)
 
 # %% ../nbs/foundations/00_core.ipynb #7043917b
 def checksum(path)->str: # SHA-256, hexadecimal
@@ -261,14 +331,17 @@ def stage(self:Run,
     return Stage(self, self.path/name)
 
 # %% ../nbs/foundations/00_core.ipynb #1ae855ed
+def _whole(stage):
+    file = stage.path/'manifest.json'
+    if not file.exists(): return False
+    manifest = read_json(file)
+    whole = lambda name, facts: (stage.path/name).is_file() and (stage.path/name).stat().st_size == facts['bytes']
+    return manifest['hash'] == stage.run.hash and all(whole(*o) for o in manifest['files'].items())
+
 @patch(as_prop=True)
 def done(self:Stage)->bool:
     "Was the stage finished, under this configuration, and are its files still there?"
-    file = self.path/'manifest.json'
-    if not file.exists(): return False
-    manifest = read_json(file)
-    whole = lambda name, facts: (self.path/name).is_file() and (self.path/name).stat().st_size == facts['bytes']
-    return manifest['hash'] == self.run.hash and all(whole(*o) for o in manifest['files'].items())
+    return first(leads() and _whole(self)) # one answer for all processes
 
 # %% ../nbs/foundations/00_core.ipynb #5f966d80
 @patch
@@ -276,7 +349,12 @@ def finish(self:Stage,
            **facts # Anything worth keeping in the manifest
           ):
     "Write the manifest, and drop the checkpoint that is no longer needed"
-    self.checkpoint.unlink(missing_ok=True)
+    if leads(): self._finish(facts)
+    wait()
+
+@patch
+def _finish(self:Stage, facts):
+    drop(self.checkpoint)
     self.path.mkdir(parents=True, exist_ok=True)
     files = sorted(o for o in self.path.rglob('*') if o.is_file() and o.name != 'manifest.json' and not o.name.endswith('.tmp'))
     files = {o.relative_to(self.path).as_posix(): dict(bytes=o.stat().st_size, sha256=checksum(o)) for o in files}
@@ -290,31 +368,6 @@ def reached(self:Run,
            ):
     "Leave here, if that was asked for"
     if os.environ.get('SAE_CEPTION_UNTIL') == place: raise KeyboardInterrupt(f'{place} is reached; run again to go on')
-
-# %% ../nbs/foundations/00_core.ipynb #44e39ded
-class Checkpoint:
-    "Saves the state of a loop now and then, and at once when a signal asks to stop"
-    def __init__(self,
-                 path=None, # A `.safetensors` file; nothing is saved without one
-                 every:float=20. # Seconds between two saves
-                ):
-        self.path,self.every,self.last = path and Path(path),every,time.monotonic()
-
-    def load(self): # Tensors and facts of the last save, or `None`
-        "What the last save kept"
-        return read_tensors(self.path) if self.path and self.path.exists() else None
-
-    def __call__(self,
-                 state, # Gives the tensors (a dict) and the facts (a dict) that a restart needs
-                 stop=False, # From `interruptible`: save, then leave
-                 last:bool=False # The final step? Then save in any case
-                ):
-        "Call this after every step"
-        if self.path and (stop or last or time.monotonic() - self.last > self.every):
-            tensors,facts = state()
-            write_tensors(self.path, tensors, **facts)
-            self.last = time.monotonic()
-        if stop: stop.leave()
 
 # %% ../nbs/foundations/00_core.ipynb #fec8a457
 def optimizer_tensors(opt)->dict: # `'<parameter>.<name>'` → tensor

@@ -17,11 +17,12 @@ from fastcore.all import patch
 from joblib import Parallel,delayed
 
 from .activations import collect,collect_tokens
-from .core import Run,check,logger,pick_device,plain,progress,read_json,write_json
+from .core import Run,check,drop,logger,pick_device,plain,progress,read_json,write_json
 from .metrics.report import evaluate_activations
 from .metrics.robustness import robustness
 from .models import as_read,load_model,make_model,save_model
 from .reading import Reader
+from .processes import apart,first,share,wait
 from .sae.coders import SAEConfig,load_sae,save_sae
 from .sae.training import SAETrainConfig,train_saes
 from .sharpening import STRATEGIES,OnlineTargets,SharpenConfig,make_targets
@@ -154,7 +155,8 @@ class _Cycle:
     def stages(self, members, name): return [self.run.stage(_folder(self.config, m, self.cycle)/name) for m in members]
     def checkpoint(self, name): return self.run.path/f'cycle_{self.cycle}/.{name}.safetensors'
     def done(self, name):
-        for o in (self.run.path/f'cycle_{self.cycle}').glob(f'.{name}.safetensors*'): o.unlink()
+        for o in (self.run.path/f'cycle_{self.cycle}').glob(f'.{name}.safetensors*'):
+            if o.is_file(): drop(o)
 
 # %% ../nbs/cycle/00_cycle.ipynb #8289e99c
 @patch
@@ -219,12 +221,19 @@ def sae_rows(self:_Cycle, member, split, device):
 def results(self:_Cycle, members):
     "One row a member"
     files = [self.run.path/_folder(self.config, m, self.cycle)/'results.json' for m in members]
-    todo = [(m, f) for m,f in zip(members, files) if not f.exists()]
+    there = first([f.exists() for f in files])
+    todo = [(m, f) for m,f,old in zip(members, files, there) if not old]
+    todo = todo[share(len(todo))]
+    with apart(): self._results(todo)
+    wait()
+    return [read_json(f) for f in files]
+
+@patch
+def _results(self:_Cycle, todo):
     jobs = (delayed(_evaluate)(Member(m.arm, m.seed, sae=m.sae, facts=m.facts), self.cycle, m.acts['train'], self.read(m, 'test'), self.attacked(m), f, self.config.probe_rows)
             for m,f in todo)
     for f in progress(Parallel(min(os.cpu_count(), 1 + len(todo)//8), return_as='generator')(jobs), f'evaluating cycle {self.cycle}', len(todo)):
         self.run.log('evaluated', file=f.relative_to(self.run.path).as_posix())
-    return [read_json(f) for f in files]
 
 @patch
 def attacked(self:_Cycle, m):
@@ -260,7 +269,7 @@ def run_cycles(task, # The `Task`
               )->pd.DataFrame: # One row for each cycle, arm and seed: facts and metrics
     "Run every arm and seed through all cycles"
     if path is None:
-        with tempfile.TemporaryDirectory() as d: return run_cycles(task, config, d)
+        with tempfile.TemporaryDirectory() as d: return run_cycles(task, config, first(d))
     site,read = _check_site(task, config)
     run = Run(path, dict(task=task.name, fingerprint=task.fingerprint, **plain(config)))
     one = lambda cycle, members, last: _one(_Cycle(run, task, read, config, site, cycle), members, last)
