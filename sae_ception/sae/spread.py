@@ -146,3 +146,24 @@ def variance(self:Spread,
     add_up([mean := e.sum(-2, keepdim=True)])
     add_up([v := (e - mean/self.rows).square().sum((-2, -1))])
     return v
+
+# %% ../../nbs/sae/00_spread.ipynb #959ea6d5
+_mesh = {}
+
+@patch
+def piece(self:Spread,
+          x:torch.Tensor # An entry for each feature of this process [f, ...]
+         ): # [F, ...]
+    "Part of a `DTensor`"
+    from torch.distributed.device_mesh import init_device_mesh # slow to import, and only checkpoints need it
+    from torch.distributed.tensor import DTensor,Shard
+    if x.device.type not in _mesh: _mesh[x.device.type] = init_device_mesh(x.device.type, (ranks(),))
+    x = x.contiguous()
+    return DTensor.from_local(x, _mesh[x.device.type], [Shard(0)], run_check=False, shape=torch.Size((self.config.width, *x.shape[1:])), stride=x.stride())
+
+@patch
+def own(self:Spread,
+        x:torch.Tensor # An entry for each feature [F, ...]
+       )->torch.Tensor: # [f, ...]
+    "What this process has of it"
+    return x.to_local() if hasattr(x, 'to_local') else x[self.first:self.last]
