@@ -121,11 +121,12 @@ def _next_rows(self:Rows, n):
 
 # %% ../nbs/foundations/06_rows.ipynb #0ce16afd
 @patch
-def batch(self:Rows, n:int # Rows
+def batch(self:Rows, n:int, # Rows
+          part:slice=slice(None) # Which of them to fetch; the others count as read
          )->dict: # Site -> float32 [n, d]
     "The next `n` rows of all sites"
     if not 0 < n <= self.total: raise ValueError(f'batch of {n} rows: there are {self.total}')
-    return self._fetch(self._next_rows(n))
+    return self._fetch(self._next_rows(n)[part])
 
 # %% ../nbs/foundations/06_rows.ipynb #60bdc0c4
 class MemoryRows(Rows):

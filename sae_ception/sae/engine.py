@@ -426,15 +426,26 @@ def _state(self:Group): # All tensors, by name
     return {f'{a}/{b}': v for a,o in parts.items() for b,v in o.items()}
 
 @patch
-def _cut(self:Group, name, v): # Has this tensor of the state an entry for each feature, of which this process has some?
+def _cut(self:Group, name, dims): # Has this tensor of the state an entry for each feature, of which this process has some?
     n = name.partition('/')[2].partition('.')[0]
-    return self.parted and v.dim() > 0 and (n == 'silent' or n in of_features(self.sae.config))
+    return self.parted and dims > 0 and (n == 'silent' or n in of_features(self.sae.config))
+
+# %% ../../nbs/sae/02_engine.ipynb #25dda340
+@patch
+def room(self:Group,
+         name:str, # Of a tensor of the state
+         shape, # Of the whole tensor
+         dtype:torch.dtype
+        )->torch.Tensor:
+    "Room to read it into, as this process has it"
+    if not self._cut(name, len(shape)): return torch.empty(shape, dtype=dtype)
+    return self.spread.piece(torch.empty(self.spread.last - self.spread.first, *shape[1:], dtype=dtype))
 
 # %% ../../nbs/sae/02_engine.ipynb #af3cb58f
 @patch
 def save(self:Group)->list: # Tensors by name, and facts, of every member
     "All that training changes"
-    spread = lambda n, v: self.spread.piece(v) if self._cut(n, v) else v
+    spread = lambda n, v: self.spread.piece(v) if self._cut(n, v.dim()) else v
     whose = lambda m, n, v: v if n.endswith('.step') else self.of(m, v)
     state,facts = self._state(),{n: getattr(self, n) for n in ('step', 'batches', 'any_dead')} # Adam's step is the same for all members
     return [({n: spread(n, whose(m, n, v)) for n,v in state.items()}, {**facts, 'history': history}) for m,history in enumerate(self.history)]
@@ -444,7 +455,7 @@ def load(self:Group,
          saved:list # From `save`
         ):
     "Go on from there"
-    def one(n, v): return (self.spread.own(v) if self._cut(n, v) else v).to(self.l1.device)
+    def one(n, v): return (self.spread.own(v) if self._cut(n, v.dim()) else v).to(self.l1.device)
     tensors = {n: [one(n, ts[n]) for ts,_ in saved] for n in saved[0][0]}
     tensors = {n: v[0] if self.sae.members is None or n.endswith('.step') else torch.stack(v) for n,v in tensors.items()}
     def part(a): return {k[len(a)+1:]: v for k,v in tensors.items() if k.startswith(a+'/')}
