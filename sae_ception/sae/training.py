@@ -16,11 +16,12 @@ import torch.distributed as dist
 from fastcore.all import patch
 from safetensors import safe_open
 
-from ..core import Checkpoint,atomic,config_diff,config_hash,generator,interruptible,pick_device,plain,progress
+from ..core import atomic,config_diff,config_hash,generator,interruptible,pick_device,plain,progress
 from ..processes import add_up,apart,everyone,first,leads,part_shapes,rank,ranks,share
+from ..run import Checkpoint
 from .coders import SAE,SAEConfig,save_sae
 from .engine import Group,SAETrainConfig,goes_sparse,total_variance
-from ..tracking import flat,make_trackers
+from ..tracking import Tracking,flat
 
 _all_ = ['SAETrainConfig']
 
@@ -210,25 +211,28 @@ def train_on(rows, # A stream of activations
              every:int=0, # Batches between evaluations (0: twenty evaluations in all)
              held_out:int=16_384, # Held-out rows; where there are thresholds, the first half calibrates them and the second is measured
              save_every:float=60., # Seconds between two checkpoints
-             trackers:tuple=(), # Names that accelerate knows (`tensorboard`, `wandb`, `trackio`, ...), or trackers
+             trackers:tuple=(), # Names that accelerate knows (`tensorboard`, `wandb`, `trackio`, ...), trackers, or a `Tracking` that goes on afterwards
              measure=None, # Called at every evaluation with a `Coder`, its finished `SAE` and its row of the history; what it returns, a dict, is added to the row
              spread:str='rows' # How several processes share the work: `rows`, `features` or `coders`
             )->list: # One `Trained` a coder
     "Train coders on one stream, in one pass"
-    coders,device,trackers = list(coders),pick_device(str(device)),make_trackers(trackers, Path(log).parent if log else checkpoint or 'runs') if leads() else []
+    coders,device,tracking = list(coders),pick_device(str(device)),trackers if isinstance(trackers, Tracking) else Tracking(trackers)
     if not coders: raise ValueError('there are no coders to train: give at least one')
     run = _Run(rows, coders, device, held_out, checkpoint and Path(checkpoint), spread)
     every,saver = every or max(1, run.batches//20),Checkpoint(run.folder and run.folder/'resume.safetensors', save_every)
     run.begin(saver)
-    logs = _Log(log if leads() else None, trackers, coders, run.done)
+    logs = _Log(log if leads() else None, coders, run.done)
+    tracking.start(Path(log).parent if log else checkpoint or 'runs', {f'{c.label}/{k}': v for c in coders for k,v in flat(plain(c)).items()}, resume=bool(checkpoint))
     try:
+        for name,rows in run.histories(): tracking.log(name, rows) # what a checkpoint knows
         with interruptible() as stop:
             for i in progress(range(run.done, run.batches), 'training coders', run.batches - run.done):
                 run.feed()
                 last = i == run.batches - 1
-                if last or (i+1) % every == 0: logs(run.evaluate(measure))
+                if last or (i+1) % every == 0: run.tell(logs, tracking, measure)
                 saver(run.state, stop, last)
-    finally: logs.finish()
+    finally:
+        if tracking is not trackers: tracking.close()
     return run.trained()
 
 # %% ../../nbs/sae/02_training.ipynb #a3fccc6b
@@ -273,11 +277,24 @@ def feed(self:_Run):
 
 # %% ../../nbs/sae/02_training.ipynb #83527d1f
 @patch
-def evaluate(self:_Run, measure=None):
-    "Held-out numbers of every coder; gives names and rows of the history, in the order in which the coders were asked for"
-    found = _all_or_none(lambda: self._evaluate(measure)) if self.spread == 'coders' else self._evaluate(measure)
-    if self.spread == 'coders': found = {int(i): row for o in everyone(plain(found)) for i,row in o.items()}
+def histories(self:_Run):
+    "Names and histories, in the order in which the coders were asked for"
+    found = {i: g.history[m] for g in self.groups for m,i in enumerate(g.which)}
+    if self.spread == 'coders': found = {int(i): h for o in everyone(plain(found)) for i,h in o.items()}
     return [(self.coders[i].label, found[i]) for i in range(len(self.coders))]
+
+@patch
+def tell(self:_Run, logs, tracking, measure):
+    "Evaluate, and write it down"
+    self.evaluate(measure)
+    found = [(name, rows[-1]) for name,rows in self.histories()]
+    logs(found)
+    for name,row in found: tracking.log(name, row)
+
+@patch
+def evaluate(self:_Run, measure=None):
+    "Held-out numbers of every coder, in its history"
+    return _all_or_none(lambda: self._evaluate(measure)) if self.spread == 'coders' else self._evaluate(measure)
 
 @patch
 def _evaluate(self:_Run, measure):
@@ -286,7 +303,6 @@ def _evaluate(self:_Run, measure):
     for g in self.groups:
         g.evaluate(*self.held(self.second, g), calibration=self.held(self.first, g)[0], batch=self.done, rows=self.done*self.size)
         if measure: self._measure(g, measure)
-    return {i: g.history[m][-1] for g in self.groups for m,i in enumerate(g.which)}
 
 @patch
 def _tell_broken(self:_Run): # Numbers that are not finite, in the rows of any process
@@ -360,24 +376,15 @@ def load(self:_Run, tensors, facts):
     self.done = facts['done']
 
 # %% ../../nbs/sae/02_training.ipynb #ec4abfca
-class _Log: # JSON lines and trackers
-    def __init__(self, path, trackers, coders, done):
-        self.path,self.trackers = path and Path(path),trackers
-        for t in self.trackers:
-            if hasattr(t, 'start'): t.start() # older versions of accelerate start when they are made
-            t.store_init_configuration({f'{c.label}/{k}': v for c in coders for k,v in flat(plain(c)).items()})
+class _Log: # JSON lines
+    def __init__(self, path, coders, done):
+        self.path = path and Path(path)
         if self.path and self.path.exists():
             lines = [o for o in self.path.read_text().splitlines() if o.endswith('}')]
             stale = lambda o: o.get('event') == 'coder' and o['batch'] > done
             with atomic(self.path) as tmp: tmp.write_text(''.join(o + '\n' for o in lines if not stale(json.loads(o))))
 
     def __call__(self, found):
-        if self.path:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.path, 'a') as f: f.writelines(json.dumps(plain(dict(time=round(time.time(), 3), event='coder', coder=name, **row))) + '\n' for name,row in found)
-        spread = lambda row: {k: v for n,o in row.items() for k,v in ({f'{n}/{i}': x for i,x in enumerate(o)} if isinstance(o, list) else {n: o}).items()}
-        now = {f'{name}/{k}': v for name,row in found for k,v in spread(row).items() if isinstance(v, (int, float))}
-        for t in self.trackers: t.log(now, step=found[0][1]['batch'])
-
-    def finish(self):
-        for t in self.trackers: t.finish()
+        if not self.path: return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, 'a') as f: f.writelines(json.dumps(plain(dict(time=round(time.time(), 3), event='coder', coder=name, **row))) + '\n' for name,row in found)
