@@ -19,7 +19,7 @@ import torch
 from fastcore.all import patch
 from numba import njit
 
-from .reference import Codes
+from .reference import Codes,TorchBackend,offsets
 
 # %% ../../nbs/sae/00_compiled.ipynb #72af216c
 f32,i32,i8 = np.float32,np.int32,np.int8
@@ -537,8 +537,9 @@ def exact(self:CompiledBackend, codes, x, E, bias):
 
 # %% ../../nbs/sae/00_compiled.ipynb #dee35a43
 @patch
-def residuals(self:CompiledBackend, codes, D, target, ends, weights, penalty):
+def residuals(self:CompiledBackend, codes, D, target, ends, weights, penalty, add=None):
     "Squared error of every level and gradient of `b_dec`; keeps what the weights' gradients need"
+    if add: return self._residuals_of_all(codes, D, target, ends, weights, penalty, add)
     (B,d),L,P,width = target.shape,len(ends),self.pieces,len(D)
     self.codes,self.ends = codes,ends
     self.G,self.dvalues = self.buffer('G', (L, B, d)),self.buffer('dvalues', codes.values.shape)
@@ -551,6 +552,18 @@ def residuals(self:CompiledBackend, codes, D, target, ends, weights, penalty):
     self.last = lambda: self.G[-1]/weights[-1]
     self.total,self.top = self.fvalues.sum(),lambda: self.G[0]
     return errors.sum(0).float(),total.sum(0)
+
+# %% ../../nbs/sae/00_compiled.ipynb #f6726f13
+@patch
+def _residuals_of_all(self:CompiledBackend, codes, D, target, ends, weights, penalty, add):
+    t = TorchBackend()
+    errors,total = t.residuals(codes, D, target, ends, weights, penalty, add)
+    start,n = offsets(t.row, len(target)),len(t.row)
+    self.G,self.ends,self.first,self.frows = t.G.movedim(1, 0).contiguous(),ends,self.buffer('first', (len(D) + 1,), torch.int64),self.buffer('frows', (n,), torch.int32)
+    self.fvalues,self.fdvalues = self.buffer('fvalues', (n,)),self.buffer('fdvalues', (n,))
+    by_feature(*(o.numpy() for o in (start[:-1], start[1:], t.col.int(), t.values, t.dvalues, self.first, self.frows, self.fvalues, self.fdvalues)))
+    self.total,self.last,self.top = t.total,t.last,lambda: self.G[0]
+    return errors,total
 
 # %% ../../nbs/sae/00_compiled.ipynb #70c10be2
 @patch
