@@ -6,7 +6,8 @@
 __all__ = ['LAYOUT', 'Refused', 'nearest', 'experiments', 'find_notebook', 'read_cells', 'summary', 'Parameter', 'parameters',
            'parse_value', 'grid', 'read_preset', 'read_assignments', 'changed', 'run_name', 'past_values', 'finished',
            'place', 'claimed', 'text_table', 'read_results', 'show_results', 'Lines', 'own_kernel', 'on_signals',
-           'Stopped', 'Relay', 'mark', 'execute', 'planned', 'injected', 'run_notebook', 'run_dirs', 'sweep', 'report']
+           'Stopped', 'Relay', 'mark', 'execute', 'hand_in', 'planned', 'injected', 'run_notebook', 'run_dirs', 'sweep',
+           'report']
 
 # %% ../nbs/cycle/02_launch.ipynb #d480f07f
 import ast,difflib,fcntl,hashlib,io,itertools,json,logging,os,re,signal,subprocess,sys,tempfile,threading,time,tokenize
@@ -473,6 +474,14 @@ def execute(notebook:Path, # What to execute
     elif until and code == 130 and f'{until} is reached' in why: code,why = 0,f'stopped at {until}, as asked; run it again to go on'
     return code,why
 
+# %% ../nbs/cycle/02_launch.ipynb #9d925b23
+def hand_in(file:Path # The executed notebook
+           ):
+    "Give a finished notebook to the trackers of its run, if it has any"
+    if not (file.parent/'tracking.json').exists(): return
+    from sae_ception.tracking import attach # loads torch, and few runs need it
+    attach(file.parent, file)
+
 # %% ../nbs/cycle/02_launch.ipynb #91f161dc
 def planned(notebook, # Path of a notebook
             values:dict=None, # Parameters that shall not have their defaults
@@ -504,6 +513,7 @@ def run_notebook(notebook, # Path of a notebook
         with mirrored(file.parent, scratch) as work:
             code,why = execute(notebook, work/notebook.name, injected(notebook, values, work), until)
             mark(work/notebook.name, code, why)
+            if not why: hand_in(work/notebook.name)
     if why: print(f'{notebook.stem} {why}\nexecuted so far: {place(file)}', file=sys.stderr)
     else: print(); show_results(file)
     return code

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from .launch import Refused,Stopped,claimed,execute,finished,injected,mark,on_signals,place,planned,show_results
+from .launch import Refused,Stopped,claimed,execute,finished,hand_in,injected,mark,on_signals,place,planned,show_results
 from .scratch import mirrored
 
 # %% ../nbs/cycle/03_peers.ipynb #c3e30634
@@ -331,6 +331,7 @@ def _lead(me, notebook, file, values, resume, until, scratch):
             failed = 0 < end.code < 128
             why = f'process {end.rank} of {me.size} {end.why}' if failed else end.why
             mark(work/notebook.name, end.code, why)
+            if not why: hand_in(work/notebook.name)
     where = file.parent/'processes'/f'{end.rank}.ipynb' if end.rank and failed else file
     text = f'{notebook.stem}: {why}\nexecuted so far: {place(where)}' + f'\nthe others were stopped; {_again()}'*failed
     if why: print(text, file=sys.stderr, flush=True)

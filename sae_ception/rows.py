@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from fastcore.all import patch
 
-from .core import check,config_hash,generator,logger,plain
+from .core import check,check_types,config_hash,generator,logger,plain
 from .reading import evaluating
 from .sites import Capture
 from .tables import listed
@@ -27,7 +27,9 @@ class Masks:
     special: bool = True # Separators, and special tokens in the text
     sink: float = 10. # Rows with a norm above so many times the median at any site; 0 keeps them
 
-    def __post_init__(self): check(self.sink == 0 or self.sink > 1, self, 'sink', 'must be 0 or more than 1')
+    def __post_init__(self):
+        check_types(self)
+        check(self.sink == 0 or self.sink > 1, self, 'sink', 'must be 0 or more than 1')
 
 # %% ../nbs/foundations/06_rows.ipynb #591ee0b5
 def keep_rows(masks:Masks, # Which rows to leave out

@@ -13,7 +13,8 @@ import torch
 from fastcore.all import patch
 from safetensors import safe_open
 
-from .core import checksum,config_diff,generator,interruptible,logger,plain,read_json,versions,write_json,write_tensors
+from .core import config_diff,generator,interruptible,logger,plain,read_json,write_json,write_tensors
+from .run import checksum,versions
 from .rows import Masks,MemoryRows,Rows,_check_fit,_survey,keep_rows,model_facts,read_sites
 from .tables import listed
 from .tokens import TokenStream

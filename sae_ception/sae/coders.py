@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from fastcore.all import patch
 from torch import nn
 
-from ..core import check,generator,write_json,write_tensors
+from ..core import check,check_types,generator,write_json,write_tensors
 from .formats import hook_name,read_form
 from .kernels import SparseStep,sparse_pays
 from .sparsity import batch_top_k,cut,jumprelu,matching_pursuit,top_k
@@ -49,6 +49,8 @@ class SAEConfig:
 
 # %% ../../nbs/sae/01_coders.ipynb #6e0bff67
 def _validate(c):
+    check_types(c)
+    check(all(isinstance(o, int) for o in c.prefixes), c, 'prefixes', 'must be whole numbers')
     object.__setattr__(c, 'prefixes', tuple(c.prefixes))
     ends,pursuit = c.prefixes,c.activation == 'matching_pursuit'
     check(c.width >= 1, c, 'width', 'must be at least 1')

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from fastcore.all import patch
 
-from ..core import SCHEDULES,check,generator,lr_factor,optimizer_tensors,restore_optimizer
+from ..core import SCHEDULES,check,generator,lr_factor
+from ..run import optimizer_tensors,restore_optimizer
 from .coders import SAE,SAEConfig,sample_prefixes
 from .kernels import SparseStep,sparse_pays
 from .losses import LossConfig,TOPK,compares_raw,level_plan,objective,reconstruction_loss

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from fastcore.all import patch
 
-from ..core import check
+from ..core import check,check_types
 from .coders import SAE,SAEConfig
 from .sparsity import step,top_k
 
@@ -107,6 +107,8 @@ class LossConfig:
     sampled: int = 0 # Prefixes to draw anew at every step, instead of the coder's own (0: none)
 
     def __post_init__(self):
+        check_types(self)
+        check(all(isinstance(o, (int, float)) for o in self.level_weights), self, 'level_weights', 'must be numbers')
         for o in ('l1', 'l0', 'auxk', 'auxk_k', 'pre_act', 'sampled'): check(getattr(self, o) >= 0, self, o, 'must not be negative')
         check(self.loss in ('fvu', 'mnist', 'cifar'), self, 'loss', 'choose fvu, mnist or cifar')
         check(self.compat in ('', 'saelens'), self, 'compat', 'choose saelens, or leave it empty')

@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 from fastcore.all import patch
 
-from ..core import Checkpoint,atomic,config_hash,generator,interruptible,pick_device,plain,progress
+from ..core import atomic,config_hash,generator,interruptible,pick_device,plain,progress
+from ..run import Checkpoint
 from .coders import SAE,SAEConfig,save_sae
 from .engine import Group,SAETrainConfig,goes_sparse,total_variance
-from ..tracking import flat,make_trackers
+from ..tracking import Tracking,flat
 
 _all_ = ['SAETrainConfig']
 
@@ -150,24 +151,30 @@ def train_on(rows, # A stream of activations
              every:int=0, # Batches between evaluations (0: twenty evaluations in all)
              held_out:int=16_384, # Held-out rows; where there are thresholds, the first half calibrates them and the second is measured
              save_every:float=60., # Seconds between two checkpoints
-             trackers:tuple=(), # Names that accelerate knows (`tensorboard`, `wandb`, `trackio`, ...), or trackers
+             trackers:tuple=(), # Names that accelerate knows (`tensorboard`, `wandb`, `trackio`, ...), trackers, or a `Tracking` that goes on afterwards
              measure=None # Called at every evaluation with a `Coder`, its finished `SAE` and its row of the history; what it returns, a dict, is added to the row
             )->list: # One `Trained` a coder
     "Train coders on one stream, in one pass"
-    coders,device,trackers = list(coders),pick_device(str(device)),make_trackers(trackers, Path(log).parent if log else checkpoint or 'runs')
+    coders,device,tracking = list(coders),pick_device(str(device)),trackers if isinstance(trackers, Tracking) else Tracking(trackers)
     if not coders: raise ValueError('there are no coders to train: give at least one')
     run = _Run(rows, coders, device, held_out, checkpoint and Path(checkpoint))
     every,saver = every or max(1, run.batches//20),Checkpoint(run.folder and run.folder/'resume.safetensors', save_every)
     run.begin(saver.load())
-    logs = _Log(log, trackers, coders, run.done)
+    logs = _Log(log, coders, run.done)
+    tracking.start(Path(log).parent if log else checkpoint or 'runs', {f'{c.label}/{k}': v for c in coders for k,v in flat(plain(c)).items()}, resume=bool(checkpoint))
     try:
+        for g in run.groups if tracking else []:
+            for m,i in enumerate(g.which): tracking.log(coders[i].label, _history(g, m)) # what a checkpoint knows
         with interruptible() as stop:
             for i in progress(range(run.done, run.batches), 'training coders', run.batches - run.done):
                 run.feed()
                 last = i == run.batches - 1
-                if last or (i+1) % every == 0: logs(run.evaluate(measure))
+                if last or (i+1) % every == 0:
+                    logs(found := list(run.evaluate(measure)))
+                    for name,row in found: tracking.log(name, row)
                 saver(run.state, stop, last)
-    finally: logs.finish()
+    finally:
+        if tracking is not trackers: tracking.close()
     return run.trained()
 
 # %% ../../nbs/sae/02_training.ipynb #a3fccc6b
@@ -267,25 +274,15 @@ def load(self:_Run, tensors, facts):
     self.done = facts['done']
 
 # %% ../../nbs/sae/02_training.ipynb #ec4abfca
-class _Log: # JSON lines and trackers
-    def __init__(self, path, trackers, coders, done):
-        self.path,self.trackers = path and Path(path),trackers
-        for t in self.trackers:
-            if hasattr(t, 'start'): t.start() # older versions of accelerate start when they are made
-            t.store_init_configuration({f'{c.label}/{k}': v for c in coders for k,v in flat(plain(c)).items()})
+class _Log: # JSON lines
+    def __init__(self, path, coders, done):
+        self.path = path and Path(path)
         if self.path and self.path.exists():
             lines = [o for o in self.path.read_text().splitlines() if o.endswith('}')]
             stale = lambda o: o.get('event') == 'coder' and o['batch'] > done
             with atomic(self.path) as tmp: tmp.write_text(''.join(o + '\n' for o in lines if not stale(json.loads(o))))
 
     def __call__(self, found):
-        found = list(found)
-        if self.path:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.path, 'a') as f: f.writelines(json.dumps(plain(dict(time=round(time.time(), 3), event='coder', coder=name, **row))) + '\n' for name,row in found)
-        spread = lambda row: {k: v for n,o in row.items() for k,v in ({f'{n}/{i}': x for i,x in enumerate(o)} if isinstance(o, list) else {n: o}).items()}
-        now = {f'{name}/{k}': v for name,row in found for k,v in spread(row).items() if isinstance(v, (int, float))}
-        for t in self.trackers: t.log(now, step=found[0][1]['batch'])
-
-    def finish(self):
-        for t in self.trackers: t.finish()
+        if not self.path: return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, 'a') as f: f.writelines(json.dumps(plain(dict(time=round(time.time(), 3), event='coder', coder=name, **row))) + '\n' for name,row in found)
