@@ -27,6 +27,7 @@ from .processes import apart,first,share,wait
 from .sae.coders import SAEConfig,load_sae,save_sae
 from .sae.training import SAETrainConfig,train_saes
 from .sharpening import STRATEGIES,OnlineTargets,SharpenConfig,make_targets
+from .tracking import tracked
 from .training import Auxiliary,TrainConfig,finetune,trainable
 
 # %% ../nbs/cycle/00_cycle.ipynb #4e6dc70c
@@ -267,14 +268,22 @@ def _check_site(task, config):
 # %% ../nbs/cycle/00_cycle.ipynb #bdcc403a
 def run_cycles(task, # The `Task`
                config:CycleConfig=CycleConfig(), # What to do
-               path=None # The run directory, where everything is kept; a temporary one if not given
+               path=None, # The run directory, where everything is kept; a temporary one if not given
+               log_to=() # Trackers, as for `tracking.Tracking`
               )->pd.DataFrame: # One row for each cycle, arm and seed: facts and metrics
     "Run every arm and seed through all cycles"
     if path is None:
-        with tempfile.TemporaryDirectory() as d: return run_cycles(task, config, first(d))
-    site,read = _check_site(task, config)
-    run = Run(path, dict(task=task.name, fingerprint=task.fingerprint, **plain(config)))
-    one = lambda cycle, members, last: _one(_Cycle(run, task, read, config, site, cycle), members, last)
+        with tempfile.TemporaryDirectory() as d: return run_cycles(task, config, first(d), log_to)
+    with tracked(log_to) as tracking:
+        site,read = _check_site(task, config)
+        run = Run(path, dict(task=task.name, fingerprint=task.fingerprint, **plain(config)))
+        tracking.start(run.path, run.config)
+        table = pd.DataFrame(_cycles(run, task, read, config, site, tracking))
+        tracking.table('cycles', table)
+    return table
+
+def _cycles(run, task, read, config, site, tracking):
+    one = lambda cycle, members, last: _one(_Cycle(run, task, read, config, site, cycle), members, last, tracking)
     members = [Member(BASE, s) for s in config.seeds]
     rows,last = one(0, members, members),members
     arms = [Member(a, s) for a in config.parsed for s in config.seeds]
@@ -283,12 +292,14 @@ def run_cycles(task, # The `Task`
         members = [Member(m.arm, m.seed) for m in arms]
         rows += one(cycle, members, last)
         last = members
-    return pd.DataFrame(rows)
+    return rows
 
-def _one(one, members, last):
+def _one(one, members, last, tracking):
     logger.info('cycle %d: %d model%s', one.cycle, len(members), 's'*(len(members) > 1))
     one.models(members, last)
+    tracking.curves()
     one.saes(members)
+    tracking.curves()
     rows = one.results(members)
     one.run.reached(f'cycle_{one.cycle}')
     return rows

@@ -6,10 +6,11 @@
 __all__ = ['LAYOUT', 'Refused', 'nearest', 'experiments', 'find_notebook', 'read_cells', 'summary', 'Parameter', 'parameters',
            'parse_value', 'grid', 'read_preset', 'read_assignments', 'changed', 'run_name', 'past_values', 'finished',
            'place', 'claimed', 'text_table', 'read_results', 'show_results', 'Lines', 'own_kernel', 'on_signals',
-           'Stopped', 'Relay', 'mark', 'execute', 'planned', 'injected', 'run_notebook', 'run_dirs', 'sweep', 'report']
+           'Stopped', 'Relay', 'mark', 'execute', 'hand_in', 'planned', 'injected', 'run_notebook', 'run_dirs', 'sweep',
+           'report']
 
 # %% ../nbs/cycle/02_launch.ipynb #d480f07f
-import ast,difflib,fcntl,hashlib,io,itertools,json,os,re,signal,subprocess,sys,tempfile,threading,time,tokenize
+import ast,difflib,fcntl,hashlib,io,itertools,json,logging,os,re,signal,subprocess,sys,tempfile,threading,time,tokenize
 from contextlib import contextmanager,nullcontext
 from dataclasses import dataclass
 from importlib.resources import files
@@ -397,12 +398,12 @@ def interrupt(self:Relay):
     if self.begun and self.manager.has_kernel: os.kill(self.manager.provisioner.pid, signal.SIGINT)
 
 @patch
-def end(self:Relay, patience:float):
-    "Interrupt the cell without a signal, let no other one begin, and end the kernel if it does not come back in time"
+def end(self:Relay, patience:float): # Seconds
+    "Let no other cell begin; interrupt the one that runs if it does not come to an end by itself, and then end the kernel"
     self.over = True
-    self.interrupt()
-    (timer := threading.Timer(patience, self.kill)).daemon = True
-    timer.start()
+    for seconds,act in (patience/4, self.interrupt),(patience, self.kill):
+        (timer := threading.Timer(seconds, act)).daemon = True
+        timer.start()
 
 @patch
 def kill(self:Relay):
@@ -416,6 +417,12 @@ def before_cell(self:Relay, **kwargs):
     "Let no cell begin after a signal"
     if self.over or self.signum is not None: raise Stopped(128 + (self.signum or signal.SIGINT))
     self.begun,self.process = True,self.manager.provisioner and self.manager.provisioner.process
+
+# %% ../nbs/cycle/02_launch.ipynb #12ee849a
+@patch
+def after_cell(self:Relay, **kwargs):
+    "A kernel at rest is not interrupted"
+    self.begun = False
 
 # %% ../nbs/cycle/02_launch.ipynb #d729fd13
 def _complaint(e):
@@ -449,13 +456,14 @@ def execute(notebook:Path, # What to execute
            )->tuple: # Exit code, and what went wrong in words
     "Execute a notebook in a kernel of this Python, in the current working directory"
     import papermill # a second to load, and the help does not need it
+    logging.getLogger('papermill').addHandler(logging.NullHandler()) # Jupyter's own words about a kernel that has died
     out,err = Lines(sys.stdout),Lines(sys.stderr)
     path = lambda o: str(o).replace('{', '{{').replace('}', '}}') # papermill fills in braces
     setup = _setup + f'\nimport os as _o; _o.environ["SAE_CEPTION_UNTIL"] = {until!r}; del _o'
     code,why = 0,''
     with own_kernel() as manager, on_signals(Relay(manager, says=says)) as relay, beside(relay):
         try: papermill.execute_notebook(
-            path(notebook), path(file), values, kernel_name='python3', language='python', km=manager, on_cell_start=relay.before_cell,
+            path(notebook), path(file), values, kernel_name='python3', language='python', km=manager, on_cell_start=relay.before_cell, on_cell_executed=relay.after_cell,
             extra_arguments=[f'--IPKernelApp.exec_lines={setup}'], stdout_file=out, stderr_file=err, report_mode=True, autosave_cell_every=10,
             progress_bar=dict(desc=file.stem, leave=False) if says and sys.stderr.isatty() else False)
         except papermill.PapermillExecutionError as e: code,why = dict(KeyboardInterrupt=130, Terminated=143).get(e.ename, 1),_complaint(e)
@@ -464,6 +472,14 @@ def execute(notebook:Path, # What to execute
     if code and relay.signum is not None: code,why = 128 + relay.signum,f'stopped by {signal.Signals(relay.signum).name}; run it again to resume'
     elif until and code == 130 and f'{until} is reached' in why: code,why = 0,f'stopped at {until}, as asked; run it again to go on'
     return code,why
+
+# %% ../nbs/cycle/02_launch.ipynb #9d925b23
+def hand_in(file:Path # The executed notebook
+           ):
+    "Give a finished notebook to the trackers of its run, if it has any"
+    if not (file.parent/'tracking.json').exists(): return
+    from sae_ception.tracking import attach # loads torch, and few runs need it
+    attach(file.parent, file)
 
 # %% ../nbs/cycle/02_launch.ipynb #91f161dc
 def planned(notebook, # Path of a notebook
@@ -496,6 +512,7 @@ def run_notebook(notebook, # Path of a notebook
         with mirrored(file.parent, scratch) as work:
             code,why = execute(notebook, work/notebook.name, injected(notebook, values, work), until)
             mark(work/notebook.name, code, why)
+            if not why: hand_in(work/notebook.name)
     if why: print(f'{notebook.stem} {why}\nexecuted so far: {place(file)}', file=sys.stderr)
     else: print(); show_results(file)
     return code

@@ -19,8 +19,10 @@ from torch import nn
 from torch.func import functional_call,vmap
 
 from .core import read_json,read_tensors,seeded,write_json,write_tensors
-from .huggingface import DTYPES,Inputs,load_classifier,load_tokenizer,quietly,read_model
+from .huggingface import DTYPES,Inputs,load_classifier,load_tokenizer,read_model,write_model
+from .processes import leads,wait
 from .reading import reading_rule
+from .sharding import gathered
 
 # %% ../nbs/foundations/02_models.ipynb #bcb03908
 class MLP(nn.Module):
@@ -163,7 +165,7 @@ def save_model(path, # A folder
               ):
     "Write the model's weights and how to build it"
     if hasattr(model, 'inputs'): return _save_pretrained(Path(path), model)
-    write_tensors(Path(path)/'model.safetensors', model.state_dict())
+    write_tensors(Path(path)/'model.safetensors', gathered(model))
     write_json(Path(path)/'config.json', getattr(model, 'spec', None))
 
 def load_model(path, # A folder that `save_model` wrote
@@ -183,10 +185,11 @@ def _save_pretrained(path, model):
     "Every file is written beside its place and moved there"
     path.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path, prefix='.') as d:
-        with quietly(): model.save_pretrained(d)
-        if model.inputs.tokenizer: model.inputs.tokenizer.save_pretrained(d)
+        write_model(model, d)
+        if model.inputs.tokenizer and leads(): model.inputs.tokenizer.save_pretrained(d)
         for o in sorted(Path(d).iterdir()): os.replace(o, path/o.name)
     write_json(path/'reads.json', dict(spec=model.spec, reads=model.reads, site=model.site, inputs=replace(model.inputs, tokenizer=None)))
+    wait()
 
 def _load_pretrained(path):
     from transformers import AutoModelForImageClassification,AutoModelForSequenceClassification # half a second, that small models should not pay

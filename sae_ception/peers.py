@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from .launch import Refused,Stopped,claimed,execute,finished,injected,mark,on_signals,place,planned,show_results
+from .launch import Refused,Stopped,claimed,execute,finished,hand_in,injected,mark,on_signals,place,planned,show_results
 from .scratch import mirrored
 
 # %% ../nbs/cycle/03_peers.ipynb #c3e30634
@@ -294,7 +294,8 @@ def leave(code:int, # Exit code
          )->int: # The code
     "The last thing that a launcher does"
     if text: _explain(text)
-    elif code in (1, 2) and 'TORCHELASTIC_RUN_ID' in os.environ: time.sleep(10)
+    elif code in (1, 2) and 'TORCHELASTIC_RUN_ID' in os.environ:
+        with on_signals(lambda *args: os._exit(0)): time.sleep(5)
     return code
 
 # %% ../nbs/cycle/03_peers.ipynb #7725c5fd
@@ -309,7 +310,9 @@ def _for_kernel(me, there):
     if me.by == 'srun': os.environ |= there | dict(RANK=str(me.rank), WORLD_SIZE=str(me.size), LOCAL_RANK=os.environ['SLURM_LOCALID'])
 
 # %% ../nbs/cycle/03_peers.ipynb #28ee3c1e
-_again = 'run the same command again to go on from the last checkpoint'
+def _again():
+    count,most = (int(os.environ.get(f'TORCHELASTIC_{o}', 0)) for o in ('RESTART_COUNT', 'MAX_RESTARTS'))
+    return 'torchrun starts all of them again' if count < most else 'run the same command again to go on from the last checkpoint'
 
 def _lead(me, notebook, file, values, resume, until, scratch):
     "What the first launcher does"
@@ -328,11 +331,12 @@ def _lead(me, notebook, file, values, resume, until, scratch):
             failed = 0 < end.code < 128
             why = f'process {end.rank} of {me.size} {end.why}' if failed else end.why
             mark(work/notebook.name, end.code, why)
+            if not why: hand_in(work/notebook.name)
     where = file.parent/'processes'/f'{end.rank}.ipynb' if end.rank and failed else file
-    text = f'{notebook.stem}: {why}\nexecuted so far: {place(where)}' + f'\nthe others were stopped; {_again}'*failed
+    text = f'{notebook.stem}: {why}\nexecuted so far: {place(where)}' + f'\nthe others were stopped; {_again()}'*failed
     if why: print(text, file=sys.stderr, flush=True)
     else: print(); show_results(file)
-    return leave(peer.dismiss(end.code, end.rank, text), text if failed and not end.rank else '')
+    return leave(peer.dismiss(end.code, end.rank, text), text if failed and (not end.rank or peer.signum) else '')
 
 # %% ../nbs/cycle/03_peers.ipynb #5c9fa884
 def _follow(me, notebook, file, values, until):
@@ -352,10 +356,10 @@ def _follow(me, notebook, file, values, until):
     peer.line.send(**peer.mine(code, why))
     with on_signals(lambda *args: None): peer.ended.wait()
     if not peer.last:
-        text = f'{notebook.stem}: process 0 of {me.size} is gone: its launcher was ended from outside\nthe others were stopped; {_again}\n'
+        text = f'{notebook.stem}: process 0 of {me.size} is gone: its launcher was ended from outside\nthe others were stopped; {_again()}\n'
         if me.rank == 1: os.write(terminal, text.encode())
         return leave(1)
-    return leave(peer.last['end'], peer.last['why'] if peer.last['by'] == me.rank else '')
+    return leave(peer.last['end'], peer.last['why'] if peer.last['by'] == me.rank or peer.signum else '')
 
 # %% ../nbs/cycle/03_peers.ipynb #5b1bdd96
 def run_together(notebook, # Path of a notebook with a parameter `processes`

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOSSES', 'PARTS', 'cosine_loss', 'mse_loss', 'l1_loss', 'broadcast_loss', 'Auxiliary', 'trainable', 'TrainConfig',
-           'backward', 'sum_up', 'Fit', 'finetune', 'with_moments', 'recomputing']
+           'backward', 'sum_up', 'draw', 'clip', 'Fit', 'finetune', 'with_moments', 'recomputing']
 
 # %% ../nbs/sharpening/01_training.ipynb #932fc0fc
 from contextlib import contextmanager
@@ -231,7 +231,9 @@ def _check_processes(models, config, aux, many):
     if any(a.loss == 'broadcast' for a in aux): raise ValueError('the broadcast loss depends on who shares a batch: reproduce it with one process')
 
 # %% ../nbs/sharpening/01_training.ipynb #ba16b2ee
-def _draw(s): # dropout of this step and process; what is stacked has none
+def draw(s # A training: has `seed`, which is `None` where nothing is drawn, and `step`
+        ):
+    "Begin the random numbers of this step and process"
     if s.seed is not None: torch.manual_seed(stream_seed(s.seed, 'dropout', s.step, rank()))
 
 def _forward(s, b, losses, config):
@@ -242,7 +244,7 @@ def _forward(s, b, losses, config):
 def _step(s, parts, losses, config):
     whole = sum(n for *_,n in parts)
     if not s.step: s.facts = _first_look(s, parts[0], losses, config)
-    _draw(s)
+    draw(s)
     s.opt.zero_grad()
     found = torch.zeros_like(s.sums)
     for b,mine,n in parts:
@@ -251,21 +253,25 @@ def _step(s, parts, losses, config):
         found += torch.stack([task.detach(), aux.detach(), torch.ones_like(task)])*(mine/whole)
     sum_up(s.gradients(), found, s.spread)
     s.sums += found
-    if config.clip: _clip(s, config.clip)
+    if config.clip: clip(s.gradients(), config.clip, len(s.net))
     s.opt.step()
     s.step += 1
 
 # %% ../nbs/sharpening/01_training.ipynb #177c07cd
 @torch.no_grad()
-def _clip(s, longest):
-    factor = (longest / squares(s.gradients(), len(s.net)).sqrt().clamp_min(1e-12)).clamp_max(1.)
-    for o in s.gradients(): local(o).mul_(factor.view(-1, *[1]*(o.ndim-1)) if s.many else factor[0])
+def clip(gradients, # Changed in place
+         longest:float, # Length that they may have
+         members:int=1 # Models that are stacked in each
+        ):
+    "Shorten the gradient of each member that is too long"
+    factor = (longest / squares(gradients, members).sqrt().clamp_min(1e-12)).clamp_max(1.)
+    for o in gradients: local(o).mul_(factor.view(-1, *[1]*(o.ndim-1)) if members > 1 else factor.squeeze())
 
 # %% ../nbs/sharpening/01_training.ipynb #ffa38ba8
 def _first_look(s, part, losses, config):
     (b,mine,n),before,lengths = part,{k: v.clone() for k,v in s.net.buffers_now().items()},[]
     for pull in (False, True) if losses.live else (False,):
-        _draw(s)
+        draw(s)
         s.opt.zero_grad()
         task,aux = _forward(s, b, losses, config)
         if losses.live and not aux.requires_grad: raise ValueError(f'the auxiliary loss reaches nothing that part={config.part!r} lets move: train more of the model, or choose a later site')

@@ -137,13 +137,13 @@ def _dense(self:SparseStep, pre, p, target, ends, scale, penalty):
     levels,D,x = list(zip((0, *ends[:-1]), ends)),p['W_dec'].to(z.dtype),self.inner.to(z.dtype)
     r = torch.stack([(z[:, a:b] @ D[a:b]).float() for a,b in levels]).cumsum(0) - target
     G = (r*scale[:, None, None]).flip(0).cumsum(0).flip(0)
-    if self.room is None or self.room[0].shape != z.shape: self.room = torch.empty_like(z),torch.empty_like(p['W_dec']),torch.empty_like(p['W_enc'])
+    if self.room is None or self.room[0].shape != z.shape: self.room = torch.empty_like(z),torch.empty_like(D),torch.empty_like(p['W_enc'], dtype=z.dtype)
     dz,gD,gE = self.room
     for g,(a,b) in zip(G.to(z.dtype), levels):
         torch.mm(g, D[a:b].T, out=dz[:, a:b])
-        gD[a:b] = z[:, a:b].T @ g
+        torch.mm(z[:, a:b].T, g, out=gD[a:b])
     gb = self.engine.mask(z, dz, penalty)
-    self.more = More(torch.arange(len(D), device=D.device), gD, gE.copy_(dz.T @ x), gb)
+    self.more = More(torch.arange(len(D), device=D.device), gD, torch.mm(dz.T, x, out=gE), gb)
     self.engine.clear(target, len(D), torch.tensor(ends, device=D.device))
     self.gb_dec,self.top,self.last = G[0].sum(0),lambda: G[0],lambda: r[-1]
     return r.square().sum((1, 2)),on,total,fired
@@ -166,6 +166,7 @@ def _auxk(self:SparseStep, p, r, dead, weight, k):
     new = More(at, z.T @ g, gz.T @ self.inner, gz.sum(0))
     if self.more is None: self.more = new
     else:
+        self.more = More(self.more.at, *(o.float() for o in (self.more.D, self.more.E, self.more.b)))
         for n in ('D', 'E', 'b'): getattr(self.more, n)[at] += getattr(new, n)
 
 # %% ../../nbs/sae/00_kernels.ipynb #9c8dfe4f
