@@ -102,8 +102,8 @@ class Job:
     def close(self): self.log.close(); shutil.rmtree(self.folder, ignore_errors=True)
 
 # Functions on the stack, and what a run does while they are
-DOING = dict(write_store='writing a store', base_model='pretraining', pretrain='pretraining', finetune='model training', train_saes='SAE training', train_on='LM SAE training',
-             _evaluate='evaluation', evaluate_activations='evaluation', results='evaluation', compare_arms='evaluation', intervention_sweep='evaluation', reconstruction='evaluation', held_out='evaluation',
+DOING = dict(write_store='writing a store', pretrain='pretraining', base_model='data', finetune='model training', train_saes='SAE training', train_on='LM SAE training',
+             _evaluate='evaluation', evaluate_activations='evaluation', results='evaluation', compare_arms='evaluation', perplexity='evaluation', choose_k='evaluation', at_work='evaluation', intervention_sweep='evaluation', reconstruction='evaluation', held_out='evaluation',
              collect='collecting activations', collect_tokens='collecting activations', embed='figures', savefig='figures', strongest_texts='figures', strongest='figures', load_task='data', TokenStream='data',
              tokenizer_of='data', load_model='reading models', saes='SAE training', models='model training')
 WRITING = 'atomic','write_tensors','write_json','save_pretrained','save_coders','finish','log','_lock','fsync'
@@ -160,10 +160,10 @@ def at_random(rng, job, reference):
     time.sleep(after)
     return f'{after:.2f} s after {marks[i][1]}'
 
-def kept(out):
-    "Seconds since anything that a restart uses was written"
+def kept(out, end):
+    "Seconds between the last time that anything was written which a restart uses, and the end"
     names = [o for o in Path(out).rglob('*') if o.is_file() and o.suffix in ('.safetensors', '.json') and not o.name.endswith('.tmp')]
-    return time.time() - max((o.stat().st_mtime for o in names), default=time.time())
+    return max(0., end - max((o.stat().st_mtime for o in names), default=end))
 
 def kills(folder, n=60, seed=0, cases=tuple(CASES)):
     "SIGKILL at random moments; every third at a file operation: before a file is opened or renamed, or just after"
@@ -179,11 +179,11 @@ def kills(folder, n=60, seed=0, cases=tuple(CASES)):
                 code = job.wait()
             else:
                 job = Job(CASES[case], out)
-                moment,lost = at_random(rng, job, reference),None
+                moment = at_random(rng, job, reference)
                 early = job.p.poll() is None
                 job.kill(whom)
                 code = job.p.returncode if early else 0
-            lost,(doing,writing),said = kept(out),where(job.stack),job.said
+            lost,(doing,writing),said = kept(out, (job.folder/'stack').stat().st_mtime if job.stack else time.time()),where(job.stack),job.said
             job.close()
             if code != 0: break
         if code == 0: continue
