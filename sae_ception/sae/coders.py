@@ -32,7 +32,7 @@ class SAEConfig:
     "What an SAE or a transcoder is"
     width: int = 256 # Number of features F
     activation: str = 'topk' # `relu`, `topk`, `abstopk`, `batchtopk`, `jumprelu`, `gated` or `matching_pursuit`
-    k: int = 8 # Features on per row: exactly for topk, on average for batchtopk, at most for matching_pursuit
+    k: float = 8 # Features on per row: exactly for topk, on average for batchtopk, at most for matching_pursuit
     prefixes: tuple = () # Matryoshka: how many features each level has, ascending, the last all of them
     pre_bias: bool = True # Subtract the decoder's bias before encoding? (never for a transcoder)
     unit_norm: bool = True # Keep every decoder direction at length 1?
@@ -58,6 +58,7 @@ def _validate(c):
     check(c.width >= 1, c, 'width', 'must be at least 1')
     check(c.activation in ACTIVATIONS, c, 'activation', f'choose {", ".join(ACTIVATIONS)}')
     if c.activation in ('topk', 'abstopk', 'batchtopk'): check(1 <= c.k <= c.width, c, 'k', f'must be between 1 and width={c.width}')
+    check(c.activation == 'batchtopk' or c.k == int(c.k), c, 'k', 'must be a whole number; only batchtopk can have a fraction, on average')
     check(not ends or ends[0] >= 1 and ends[-1] == c.width and all(a < b for a,b in zip(ends, ends[1:])), c, 'prefixes', f'must ascend and end with width={c.width}')
     check(c.normalise in NORMALISE, c, 'normalise', f'choose {", ".join(NORMALISE)}')
     check(not c.skip or c.normalise not in ('constant_norm', 'layer_norm'), c, 'normalise', 'forgets the scale that a skip connection passes on; choose another')
