@@ -15,9 +15,10 @@ from fastcore.all import patch
 from safetensors import SafetensorError,safe_open
 
 from .claims import Claims
-from .core import checksum,config_diff,config_hash,generator,interruptible,logger,plain,read_json,versions,write_json,write_tensors
+from .core import config_diff,config_hash,generator,interruptible,logger,plain,read_json,write_json,write_tensors
 from .gather import Gather,touch
 from .processes import apart
+from .run import checksum,versions
 from .rows import Masks,MemoryRows,Rows,_check_fit,_survey,keep_rows,model_facts,read_sites
 from .tables import listed
 from .tokens import TokenStream
