@@ -12,9 +12,10 @@ from pathlib import Path
 
 import torch
 
-from sae_ception.core import checksum,config_hash,generator,plain,write_json,write_tensors
-from sae_ception.store import Store
+from sae_ception.core import config_hash,generator,plain,write_json,write_tensors
 from sae_ception.gather import Gather
+from sae_ception.run import checksum
+from sae_ception.store import Store
 
 
 def make(path, widths, rows, shards, seed=0):
