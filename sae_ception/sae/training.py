@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from fastcore.all import patch
-from safetensors import safe_open
+from safetensors import SafetensorError,safe_open
 
 from ..core import atomic,config_diff,config_hash,generator,interruptible,pick_device,plain,progress
 from ..processes import add_up,apart,everyone,first,leads,part_shapes,rank,ranks,share
@@ -357,10 +357,11 @@ def state(self:_Run):
 def saved(self:_Run, saver):
     "What the last save kept, as far as this process needs it"
     if ranks() == 1 or not saver.path or not first(saver.path.exists()): return saver.load()
-    with safe_open(saver.path, 'pt') as f: facts = {k: json.loads(v) for k,v in f.metadata().items()}
+    try:
+        with safe_open(saver.path, 'pt') as f: facts = {k: json.loads(v) for k,v in f.metadata().items()}
+        shapes,like = part_shapes(saver.path.parent/facts['parts']),{}
+    except (KeyError, OSError, ValueError, SafetensorError): return saver.load() # one file, or damaged: then it says so
     _belongs(facts, self.whose)
-    if 'parts' not in facts: return saver.load()
-    shapes,like = part_shapes(saver.path.parent/facts['parts']),{}
     whose = {str(i): g for g in self.groups for i in g.which}
     for n,(shape,dtype) in shapes.items():
         i,_,name = n.partition('/')
