@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .core import check
+from .core import check,check_types
 from .huggingface import DTYPES,fresh_config,is_fresh
 from .interpret.plots import LightFigure,style
 from .sae.coders import SAE,SAEConfig
@@ -259,6 +259,7 @@ class PlanConfig:
     device_memory: float = 0. # GiB of each device; 0: what is free here
 
     def __post_init__(self):
+        check_types(self)
         for o in ('coders', 'batch_size', 'accumulation', 'context', 'sae_batch', 'buffer', 'rows', 'gpus', 'k'): check(getattr(self, o) >= 1, self, o, 'must be at least 1')
         for o in ('width', 'image_size', 'device_memory'): check(getattr(self, o) >= 0, self, o, 'must not be negative')
         check(self.expansion > 0, self, 'expansion', 'must be positive')

@@ -19,7 +19,7 @@ import torch
 from fastcore.all import patch
 from numba import njit
 
-from .reference import Codes
+from .reference import Codes,TorchBackend,offsets
 
 # %% ../../nbs/sae/00_compiled.ipynb #72af216c
 f32,i32,i8 = np.float32,np.int32,np.int8
@@ -535,22 +535,40 @@ def exact(self:CompiledBackend, codes, x, E, bias):
     first,rows,at = self.sort(codes, len(E))
     self.run(exact_rows, self.cuts(first, 1), first, rows, at, x, E, bias, self.buffer('fvalues', codes.values.shape), codes.values)
 
+# %% ../../nbs/sae/00_compiled.ipynb #e275cf27
+@patch
+def turn(self:CompiledBackend, codes, dvalues, width):
+    "Keep rows, values and their gradients in the order of features"
+    self.first,self.frows,at = self.sort(codes, width)
+    at = at[:int(self.first[-1])]
+    self.fvalues,self.fdvalues = (torch.index_select(o, 0, at, out=self.buffer(n, at.shape)) for n,o in (('fvalues', codes.values), ('fdvalues', dvalues)))
+
 # %% ../../nbs/sae/00_compiled.ipynb #dee35a43
 @patch
-def residuals(self:CompiledBackend, codes, D, target, ends, weights, penalty):
+def residuals(self:CompiledBackend, codes, D, target, ends, weights, penalty, add=None):
     "Squared error of every level and gradient of `b_dec`; keeps what the weights' gradients need"
+    if add: return self._residuals_of_all(codes, D, target, ends, weights, penalty, add)
     (B,d),L,P,width = target.shape,len(ends),self.pieces,len(D)
     self.codes,self.ends = codes,ends
     self.G,self.dvalues = self.buffer('G', (L, B, d)),self.buffer('dvalues', codes.values.shape)
     errors,total = torch.zeros(P, L, dtype=torch.float64),torch.zeros(P, d)
     codes = codes.start,codes.stop,codes.cols,codes.values
     self.run(residual_rows, self.even(B), *codes, D, target, ends, weights, f32(penalty), self.G, self.dvalues, own=(errors, total))
-    self.first,self.frows,at = self.sort(self.codes, width)
-    at = at[:int(self.first[-1])]
-    self.fvalues,self.fdvalues = (torch.index_select(o, 0, at, out=self.buffer(n, at.shape)) for n,o in (('fvalues', codes[3]), ('fdvalues', self.dvalues)))
+    self.turn(self.codes, self.dvalues, width)
     self.last = lambda: self.G[-1]/weights[-1]
     self.total,self.top = self.fvalues.sum(),lambda: self.G[0]
     return errors.sum(0).float(),total.sum(0)
+
+# %% ../../nbs/sae/00_compiled.ipynb #f6726f13
+@patch
+def _residuals_of_all(self:CompiledBackend, codes, D, target, ends, weights, penalty, add):
+    t = TorchBackend()
+    errors,total = t.residuals(codes, D, target, ends, weights, penalty, add)
+    start = offsets(t.row, len(target))
+    self.G,self.ends = t.G.movedim(1, 0).contiguous(),ends
+    self.turn(Codes(start[:-1], start[1:], t.col.int(), t.values), t.dvalues, len(D))
+    self.total,self.last,self.top = t.total,t.last,lambda: self.G[0]
+    return errors,total
 
 # %% ../../nbs/sae/00_compiled.ipynb #70c10be2
 @patch
