@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['published', 'JOBS', 'GiB', 'model_config', 'meta_model', 'Books', 'Kernels', 'traced_step', 'shorter', 'PlanConfig',
-           'sae_memory', 'memory_here', 'estimate', 'needed', 'room', 'changes', 'plot_memory']
+           'sae_memory', 'memory_here', 'estimate', 'needed', 'room', 'changes', 'host_memory', 'changed',
+           'plot_memory', 'preset']
 
 # %% ../nbs/cycle/04_plan.ipynb #5171d0d8
 import copy,difflib,logging,os,weakref
@@ -466,6 +467,20 @@ def changes(q:PlanConfig # The question
         now = after
     return pd.DataFrame(rows, columns=['change', 'setting', 'saves', 'needed'])
 
+# %% ../nbs/cycle/04_plan.ipynb #4558925b
+def host_memory(q:PlanConfig # The question
+               )->int: # Bytes
+    "What offloaded weights, gradients and moments need in the memory of the machine, of all devices together"
+    f = _facts(q)
+    return q.offload*q.gpus//q.shards*(f['weights'] + (1 + _optimizer(q) + (q.job == 'cycle'))*f['moving'])
+
+def changed(q:PlanConfig, # The question
+            made:pd.DataFrame # From `changes`
+           )->PlanConfig:
+    "The question with its changes made"
+    words = dict(o.split('=') for setting in made.setting for o in setting.split())
+    return replace(q, **{k: v == 'True' if isinstance(getattr(q, k), bool) else type(getattr(q, k))(v) for k,v in words.items()})
+
 # %% ../nbs/cycle/04_plan.ipynb #a31e3937
 _shades = dict(model=('#08306b', '#08519c', '#2171b5', '#4292c6', '#6baed6', '#9ecae1'), SAE=('#7f2704', '#d94801', '#f16913', '#fdae6b'), other=('#636363', '#bdbdbd'))
 
@@ -485,3 +500,16 @@ def plot_memory(tables:dict, # Titles, and what `estimate` gave
     ax.invert_yaxis(); ax.grid(False, axis='y')
     fig.legend(handles=[Patch(color=c, label=p) for p,c in colours.items()], loc='outside right upper')
     return fig
+
+# %% ../nbs/cycle/04_plan.ipynb #e6b49e2d
+_lm = dict(model='model_name', context='context_size')
+_switches = dict.fromkeys(('batch_size', 'accumulation', 'precision', 'checkpointing', 'shards', 'offload'))
+_spelled = dict(lm_sae=_lm | dict(batch_size='store_batch_size_prompts', sae_batch='train_batch_size_tokens', buffer='buffer_tokens', store=None, dtype=None),
+                pretrain=_lm | _switches, cycle=dict(model=None, dtype=None, part=None, optimizer=None, sae_batch='sae_batch_size') | _switches)
+
+def preset(q:PlanConfig # The question
+          )->dict: # Parameters
+    "The question as parameters of its experiment"
+    found = {new or old: getattr(q, old) if old != 'model' else _short.get(q.model.lower(), q.model) for old,new in _spelled[q.job].items()}
+    if q.width: found |= {'d_sae' if q.job == 'lm_sae' else 'width': q.width}
+    return found
