@@ -7,7 +7,6 @@ __all__ = ['shard', 'sharded', 'device_of', 'local', 'squares', 'gathered', 'who
 
 # %% ../nbs/foundations/03_sharding.ipynb #688ae08b
 import copy,json
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
