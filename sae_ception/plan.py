@@ -258,7 +258,7 @@ class PlanConfig:
     part: str = 'all' # What fine-tuning moves: `all`, `from_site`, `site_only` or `head`
     optimizer: str = 'adamw' # `adamw` or `sgd` (momentum)
     gpus: int = 1 # Devices, each with a process of its own; they share the batch
-    shards: int = 1 # Processes that share one copy of the weights, as for `TrainConfig`
+    shards: int = 1 # Processes that share one copy of the weights, as for `TrainConfig`; for lm_sae, the features of a coder
     offload: bool = False # Keep weights, gradients and moments in the machine's memory
     device_memory: float = 0. # GiB of each device; 0: what is free here
 
@@ -367,16 +367,18 @@ def sae_memory(d, # Width of the activation
 def _gpu(q): return bool(q.device_memory) or torch.cuda.is_available()
 def _optimizer(q): return dict(adamw=2, sgd=1)[q.optimizer]
 
-def _sae_parts(q, d):
-    one = sae_memory(d, _coder(q, d), -(-q.sae_batch//q.gpus), 'cuda' if _gpu(q) else 'cpu')
+def _sae_parts(q, d, features=False):
+    c,rows = _coder(q, d),-(-q.sae_batch//q.gpus)
+    if features: c,rows = replace(c, width=-(-c.width//q.shards), k=max(1, c.k//q.shards)),-(-q.sae_batch*q.shards//q.gpus)
+    one = sae_memory(d, c, rows, 'cuda' if _gpu(q) else 'cpu')
     w,g = (q.coders*one[o] for o in ('weights', 'gradients'))
     return {'SAE: weights': w, 'SAE: gradients': g, 'SAE: Adam moments': 2*w, 'SAE: step': one['step']}
 
 def _lm_sae(q, f):
     model = {'model: weights': f['weights'], 'model: forward to the site': _forward(_only(q, 'batch_size', 'gpus'))}
     buffer = {'buffer of activations': 2*q.buffer*f['d']}
-    if not q.store: return {'training': model | buffer | _sae_parts(q, f['d'])}
-    return {'storing activations': model, 'training': buffer | _sae_parts(q, f['d'])}
+    if not q.store: return {'training': model | buffer | _sae_parts(q, f['d'], True)}
+    return {'storing activations': model, 'training': buffer | _sae_parts(q, f['d'], True)}
 
 # %% ../nbs/cycle/04_plan.ipynb #99bb2639
 def _borrowed(q, f):
@@ -425,7 +427,7 @@ def _candidates(q):
     found = [('smaller parts of a batch', parts) if tuned else ('fewer texts a forward', lambda q: dict(batch_size=half(q.batch_size)))]*10
     if tuned: found += [('recompute activations', lambda q: dict(checkpointing=True))]
     else: found += [('activations on disk first', lambda q: dict(store=True)), ('a smaller buffer', lambda q: dict(buffer=max(16_384, half(q.buffer))))]
-    if tuned: found += [('slices of the weights', lambda q: dict(shards=2*q.shards) if q.gpus % (2*q.shards) == 0 else {})]*6
+    found += [('slices of the weights' if tuned else 'features over the devices', lambda q: dict(shards=2*q.shards) if q.gpus % (2*q.shards) == 0 else {})]*6
     if tuned: found += [('mixed precision', lambda q: dict(precision='bf16'))]
     if tuned: found += [('weights, gradients and moments in the memory of the machine', lambda q: dict(offload=True))]
     if q.job == 'cycle': found += [('weights and moments in bf16, where small steps are rounded away', lambda q: dict(dtype='bf16'))]
@@ -434,8 +436,7 @@ def _candidates(q):
     found += [('fewer activations a step of the SAE', lambda q: dict(sae_batch=max(512, half(q.sae_batch))))]*3
     found += [('fewer coders at a time', lambda q: dict(coders=half(q.coders)))]*5
     found += [('fewer features', lambda q: dict(width=half(q.width)) if q.width else dict(expansion=q.expansion/2) if q.expansion > 4 else {})]*3
-    if not tuned: return found
-    return found + [('slices on more devices', lambda q: dict(gpus=2*q.gpus, shards=2*q.shards))]*6
+    return found + [('slices on more devices' if tuned else 'features over more devices', lambda q: dict(gpus=2*q.gpus, shards=2*q.shards))]*6
 
 # %% ../nbs/cycle/04_plan.ipynb #9fa4591c
 def _worthwhile(q, limit):
@@ -511,5 +512,6 @@ def preset(q:PlanConfig # The question
           )->dict: # Parameters
     "The question as parameters of its experiment"
     found = {new or old: getattr(q, old) if old != 'model' else _short.get(q.model.lower(), q.model) for old,new in _spelled[q.job].items()}
+    if q.job == 'lm_sae' and q.shards > 1: found |= dict(spread='features')
     if q.width: found |= {'d_sae' if q.job == 'lm_sae' else 'width': q.width}
     return found
