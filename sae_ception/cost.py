@@ -454,7 +454,7 @@ def planned(q:CostConfig # The question
            )->PlanConfig:
     "What one device has to hold, as a question for `plan`"
     m,n = machine(q.machine),_scale(q)
-    changed = dict(buffer=q.buffer*q.sites, device_memory=m.memory if m.cuda else 0., gpus=q.gpus if q.layout == 'sharded' else 1, coders=-(-q.coders//q.gpus) if q.layout == 'apart' else q.coders)
+    changed = dict(buffer=q.buffer*q.sites, device_memory=m.memory if m.cuda else 0., gpus=q.gpus if q.layout == 'sharded' else 1, shards=q.gpus if q.layout == 'sharded' else 1, offload=False, coders=-(-q.coders//q.gpus) if q.layout == 'apart' else q.coders)
     if q.layout == 'data' and q.gpus > 1: changed |= dict(batch_size=-(-q.batch_size//n), accumulation=min(q.accumulation, -(-q.batch_size//n)), sae_batch=-(-q.sae_batch//n))
     return PlanConfig(**{o.name: changed.get(o.name, getattr(q, o.name)) for o in fields(PlanConfig)})
 
