@@ -26,12 +26,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from .core import check,checksum,write_tensors
+from .core import check,write_tensors
 from .corpus import docstrings
 from .huggingface import DTYPES,train_tokenizer
 from .interpret.plots import LightFigure,style
 from .metrics.report import evaluate_arrays
 from .plan import GiB,Kernels,PlanConfig,_coder,_facts,_inputs,_quiet,_reads_pictures,_recompute,_task_loss,_text_loss,estimate,meta_model,model_config,needed,shorter
+from .run import checksum
 from .sae.coders import SAE,SAEConfig
 from .sae.engine import Group,SAETrainConfig,goes_sparse,project_gradient
 from .sae.kernels import _native_int8

@@ -156,7 +156,7 @@ def _alternatives(p, value, sweep):
     return values
 
 # %% ../nbs/cycle/02_launch.ipynb #17e65ae2
-LAYOUT = {'processes'} # names of such parameters
+LAYOUT = {'processes', 'spread', 'shards', 'offload'} # names of such parameters
 
 # %% ../nbs/cycle/02_launch.ipynb #8d2a1fa9
 def grid(params:dict, # From `parameters`
@@ -364,6 +364,7 @@ _l.getLogger('sae_ception').addHandler(_l.StreamHandler(_s.stdout))
 _w.filterwarnings('ignore', message='IProgress not found'); del _l, _s, _w
 import os as _o, signal as _g
 _g.signal(_g.SIGTERM, lambda *a, _me=_o.getpid(), _o=_o, _g=_g: _o.getpid() == _me or (_g.signal(_g.SIGTERM, _g.SIG_DFL), _o.kill(_o.getpid(), _g.SIGTERM)))
+_g.signal(_g.SIGUSR1, _g.SIG_IGN)
 del _o, _g"""
 
 # %% ../nbs/cycle/02_launch.ipynb #32c24791

@@ -17,7 +17,7 @@ from fastcore.all import patch
 from PIL import Image
 
 from .core import atomic,logger,plain,read_json,write_json
-from .processes import leads
+from .processes import leads,ranks
 
 # %% ../nbs/foundations/08_tracking.ipynb #5f874787
 def _names(wanted): # Names and trackers, each once
@@ -32,6 +32,13 @@ def _ready(name):
         raise ValueError(f'tracker {name!r} is unknown: ' + (f'did you mean {", or ".join(close)}?' if close else f'choose from {", ".join(sorted(known))}'))
     if name not in ready: raise ValueError(f'tracker {name!r} is not installed here: pip install {name} (tensorboard, wandb and trackio come with sae_ception[trackers])')
     return known[name]
+
+# %% ../nbs/foundations/08_tracking.ipynb #aab6d98a
+def _one_process():
+    from accelerate import PartialState # slow to import, and wanted by few
+    told = {o: os.environ.pop(o) for o in ('LOCAL_RANK', 'RANK', 'WORLD_SIZE') if o in os.environ} if ranks() == 1 else {}
+    try: PartialState()
+    finally: os.environ.update(told)
 
 # %% ../nbs/foundations/08_tracking.ipynb #8e175e8f
 class _Adapter:
@@ -48,8 +55,7 @@ class _Adapter:
     def options(self, folder, key, title): return dict(run_name='sae_ception', **(dict(logging_dir=str(folder)) if self.cls.requires_logging_directory else {}))
     def open(self, folder, key, title):
         if self.cls:
-            from accelerate import PartialState # slow to import, and wanted by few
-            PartialState() # without it, trackers refuse to start
+            _one_process()
             self.tracker = self.cls(**self.options(folder, key, title))
         if hasattr(self.tracker, 'start'): self.tracker.start() # older versions of accelerate start when they are made
 
