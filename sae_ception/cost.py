@@ -322,6 +322,7 @@ class CostConfig(PlanConfig):
     examples: int = 10_000 # For a cycle: training examples of the task
     arms: int = 1 # For a cycle: ways of doing it
     seeds: int = 1 # For a cycle
+    together: bool = False # Arms and seeds in one process, as `study` has them: cycle 0 once for each seed, SAEs in one stack. Otherwise a run each
     cycles: int = 2 # After cycle 0
     epochs: int = 3 # Of cycle 0
     tune_epochs: int = 3 # Of each later cycle
@@ -350,9 +351,7 @@ def rows_work(d, # Width of a site
 
 # %% ../nbs/cycle/09_cost.ipynb #976d007b
 def _scale(q): return q.gpus if q.layout != 'apart' else 1
-def _turns(q): # How often a device does what is done once for each coder, or for each arm and seed
-    n = q.coders if q.job == 'lm_sae' else q.arms*q.seeds
-    return -(-n//q.gpus) if q.layout == 'apart' else n
+def _turns(q): return -(-q.coders//q.gpus) if q.layout == 'apart' else q.coders # How often a device does what is done for each coder
 
 def _config(q, d):
     c = replace(_coder(q, d), activation=q.architecture)
@@ -372,22 +371,29 @@ def _steps(q, f, m, rows, members=None): # The training of a coder, for so many 
 def _measuring(q, f, forwards_tokens, rows):
     "Coders put into the model, and measured by themselves"
     c,whole = _config(q, f['d']),forward_work(q, head=True)
-    by_itself = {Call('measure', 'float32', 4*rows*c.width*f['d'], 10*rows*c.width, 40*rows*c.width): 1}
-    scores = _passes(forwards_tokens*getattr(f['config'], 'vocab_size', 0), 6)
+    by_itself = {Call('measure', 'float32', 4*rows*c.width*f['d'], 14*rows*c.width, 56*rows*c.width): 1}
+    scores = _passes(forwards_tokens*getattr(f['config'], 'vocab_size', 0), 9)
     return combine((forwards_tokens/(q.batch_size*q.context), whole), (1, scores), (1, by_itself))
+
+_first = 16_384 # rows that scales and first weights are found on
+
+def _begin(q, f): # The geometric median, first directions, and the encoder's scale
+    width,d = _config(q, f['d']).width,f['d']
+    return {Call('begin', 'float32', 4*2048*width*d, 4*20*8192*d + 10*2048*width + 4*width*d, 6*4*20*8192*d): 1}
 
 def _lm_sae(q, f, m):
     n,turns,d = _scale(q),_turns(q),f['d']
-    forwards,held = q.tokens/(q.batch_size*q.context)/n,q.held_out
+    per_forward,held,size = q.batch_size*q.context,q.held_out,store_bytes(dict.fromkeys(range(q.sites), d), 1)
+    read = (q.tokens + held + (0 if q.store else _first + q.buffer//2))/n # tokens that the model reads on a device
     sae,steps = _steps(q, f, m, q.tokens)
-    sae = {o: combine((turns, w)) for o,w in sae.items()}
-    reading,size = _reading(q, f, forwards),store_bytes(dict.fromkeys(range(q.sites), d), 1)
-    rows = {'rows': combine((1, rows_work(d, q.tokens/n, q.sites, forwards, steps)), (1, _passes(q.tokens/n*d, 2*turns)), (1, {Call('launch'): 12*turns*steps}))}
-    last = {'evaluation': combine((turns, _measuring(q, f, 4*q.evals*min(2048, held) + 7*held, q.evals*min(2048, held) + 2*held)))}
-    talk = _talk(q, f, steps*turns, forwards)
+    sae = {'SAE: begin': combine((turns, _begin(q, f)))} | {o: combine((turns, w)) for o,w in sae.items()}
+    reading = _reading(q, f, read/per_forward)
+    rows = {'rows': combine((1, rows_work(d, q.tokens/n, q.sites, 0 if q.store else read/per_forward, steps)), (1, _passes(q.tokens/n*d, 2*turns)), (1, {Call('launch'): 12*turns*steps}))}
+    last = {'evaluation': combine((turns, _measuring(q, f, 5*q.evals*min(2048, held) + 8.5*held, q.evals*min(2048, held) + 2*held)))}
+    talk = _talk(q, f, steps*turns, read/per_forward)
     if not q.store: return {'training': reading | rows | sae | last | talk}
-    return {'storing activations': reading | {'disk: write': _host('write', size*q.tokens/n)},
-            'training': {'disk: read': _host('read', size*q.tokens/n*(turns if q.layout == 'apart' else 1))} | rows | sae | last | talk}
+    return {'storing activations': reading | {'rows to shards': _passes(read*d, 7*q.sites), 'disk: write': _host('write', size*read)},
+            'training': {'disk: read': _host('read', size*q.tokens/n)} | rows | sae | last | talk}
 
 # %% ../nbs/cycle/09_cost.ipynb #9fb9753a
 def _tuning(q, f, m, epochs):
@@ -400,18 +406,26 @@ def _tuning(q, f, m, epochs):
     return {'model: fine-tuning': combine((steps*one.accumulation, training_work(one)), (steps, optimizer_work(weights, q.optimizer, size))),
             'model: validation': combine((checks/q.batch_size, forward_work(q, head=True)))} | _talk(q, f, steps, 0, parts)
 
+def _cycle_saes(q, f, m, runs):
+    "Coders of so many runs, with a measurement an epoch"
+    d,width = f['d'],_config(q, f['d']).width
+    one,steps = _steps(q, f, m, q.sae_epochs*q.rows, runs if q.together and runs > 1 else None)
+    times = 1 if q.together else runs
+    measured = {Call('measure', 'float32', 4*q.held_out*width*d, 10*q.held_out*width, 40*q.held_out*width): q.sae_epochs*runs, Call('launch'): 60*q.sae_epochs*times}
+    talk = {'SAE: data-parallel': _between(q, runs*steps*8*width*d)}
+    return {o: combine((times, w)) for o,w in one.items()} | {'SAE: measuring': measured, 'SAE: launches': {Call('launch'): 15*steps*times}} | talk
+
 def _cycle(q, f, m):
-    n,d,turns = _scale(q),f['d'],_turns(q)
+    n,d,width = _scale(q),f['d'],_config(q, f['d']).width
     tokens,all_rows = q.rows > q.examples,q.examples + 2*q.held_out
     reading = {'model: reading': combine(((1 + tokens)*all_rows/n/q.batch_size, forward_work(q, head=True)))}
-    sae,steps = _steps(q, f, m, q.sae_epochs*q.rows)
-    width = _config(q, d).width
     sharpen = {'sharpening': {Call('targets', 'float32', 4*q.examples*width*d, 6*q.examples*width, 24*q.examples*width): 1}}
     metrics = {'evaluation': _host('evaluation', (min(q.examples, 20_000) + q.held_out)*(width + d))}
-    one = lambda epochs: _tuning(q, f, m, epochs) | reading | sae | {'SAE: data-parallel': _between(q, steps*8*width*d)} | metrics
-    first = q.seeds if q.layout != 'apart' else -(-q.seeds//q.gpus)
-    return {'cycle 0': {o: combine((first, w)) for o,w in one(q.epochs).items()},
-            'later cycles': {o: combine((q.cycles*turns, w)) for o,w in (one(q.tune_epochs) | sharpen).items()}}
+    def stage(epochs, runs, cycles, more={}):
+        runs = -(-runs//q.gpus) if q.layout == 'apart' else runs
+        alone = {o: combine((cycles*runs, w)) for o,w in (_tuning(q, f, m, epochs) | reading | metrics | more).items()}
+        return alone | {o: combine((cycles, w)) for o,w in _cycle_saes(q, f, m, runs).items()}
+    return {'cycle 0': stage(q.epochs, q.seeds if q.together else q.arms*q.seeds, 1), 'later cycles': stage(q.tune_epochs, q.arms*q.seeds, q.cycles, sharpen)}
 
 def _pretrain(q, f, m):
     n,size = _scale(q),DTYPES[q.dtype].itemsize
@@ -453,7 +467,7 @@ def planned(q:CostConfig # The question
            )->PlanConfig:
     "What one device has to hold, as a question for `plan`"
     m,n = machine(q.machine),_scale(q)
-    changed = dict(buffer=q.buffer*q.sites, device_memory=m.memory if m.cuda else 0., gpus=q.gpus if q.layout == 'sharded' else 1, coders=-(-q.coders//q.gpus) if q.layout == 'apart' else q.coders)
+    changed = dict(buffer=q.buffer*q.sites, device_memory=m.memory if m.cuda else 0., gpus=q.gpus if q.layout == 'sharded' else 1, coders=_turns(q) if q.job == 'lm_sae' else q.arms*q.seeds if q.together else 1)
     if q.layout == 'data' and q.gpus > 1: changed |= dict(batch_size=-(-q.batch_size//n), accumulation=min(q.accumulation, -(-q.batch_size//n)), sae_batch=-(-q.sae_batch//n))
     return PlanConfig(**{o.name: changed.get(o.name, getattr(q, o.name)) for o in fields(PlanConfig)})
 
@@ -464,7 +478,7 @@ def storage(q:CostConfig # The question
     width = _coder(q, d).width
     coder = 4*(2*width*d + width + d)
     if q.job == 'lm_sae': return dict(coders=q.coders*coder) | (dict(store=store_bytes(dict.fromkeys(range(q.sites), d), q.tokens + q.held_out)) if q.store else {})
-    runs = q.seeds*(1 + q.cycles*q.arms)
+    runs = q.arms*q.seeds*q.cycles + (1 if q.together else q.arms)*q.seeds
     return dict(models=f['weights']) if q.job == 'pretrain' else dict(models=runs*f['weights'], coders=runs*coder)
 
 # %% ../nbs/cycle/09_cost.ipynb #4edb2e8d
@@ -474,13 +488,13 @@ def summary(q:CostConfig, # The question
     "Tokens a second, gigabytes and hours"
     m,table = machine(q.machine if m is None else m),cost(q, m)
     spent = table.seconds.sum()
-    tokens = q.tokens if q.job != 'cycle' else q.context*q.examples*q.seeds*(q.epochs + q.cycles*q.arms*q.tune_epochs)
+    tokens = q.tokens if q.job != 'cycle' else q.context*q.examples*q.seeds*((1 if q.together else q.arms)*q.epochs + q.cycles*q.arms*q.tune_epochs)
     return dict(model=q.model, machine=m.name, gpus=q.gpus, tokens_per_second=tokens/spent, storage_GB=sum(storage(q).values())/1e9, memory_GiB=needed(planned(q))/GiB,
                 hours=spent/3600, gpu_hours=q.gpus*spent/3600, most=table.part[table.seconds.argmax()], measured=m.measured)
 
 # %% ../nbs/cycle/09_cost.ipynb #f5a8d398
-_groups = {'text and disk': ('text', 'disk'), 'model: forward': ('model: forward', 'model: reading', 'model: validation'), 'model: training': ('model: fine-tuning', 'model: training'),
-           'coder': ('SAE: encoder', 'SAE: selection', 'SAE: decoder', 'SAE: gradients', 'SAE: step', 'SAE: Adam', 'rows'), 'measuring': ('evaluation', 'sharpening'), 'communication': ('communication', 'SAE: data-parallel')}
+_groups = {'text and disk': ('text', 'disk', 'rows to shards'), 'model: forward': ('model: forward', 'model: reading', 'model: validation'), 'model: training': ('model: fine-tuning', 'model: training'),
+           'coder': ('SAE: begin', 'SAE: encoder', 'SAE: selection', 'SAE: decoder', 'SAE: gradients', 'SAE: step', 'SAE: Adam', 'SAE: launches', 'rows'), 'measuring': ('evaluation', 'sharpening', 'SAE: measuring'), 'communication': ('communication', 'SAE: data-parallel')}
 
 def by_group(table:pd.DataFrame # From `cost`
             )->pd.Series: # Hours
@@ -509,13 +523,11 @@ def plot_scaling(q:CostConfig, # The middle
                  factors=(.25, .5, 1, 2, 4) # By which each is multiplied
                 )->LightFigure:
     "Hours, as one setting after the other changes"
-    fig,d = LightFigure(figsize=(6.2, 1.9), layout='constrained'),_facts(q)['d']
-    names = dict(width=_coder(q, d).width, k=q.k, tokens=q.tokens, coders=q.coders)
-    for ax,(name,middle) in zip(fig.subplots(1, 4, sharey=True), names.items()):
-        values = sorted({max(1, round(middle*o)) for o in factors})
-        ax.plot(values, [cost(replace(q, **{name: o})).seconds.sum()/3600 for o in values], 'o-', ms=3, color='#0072B2')
-        ax.set(xlabel=name, xscale='log', yscale='log')
-    fig.axes[0].set_ylabel(f'hours, {q.machine}')
+    fig,d = LightFigure(figsize=(4, 2.4), layout='constrained'),_facts(q)['d']
+    ax,names = fig.subplots(),dict(tokens=q.tokens, width=_coder(q, d).width, coders=q.coders, k=q.k)
+    for (name,middle),colour in zip(names.items(), ('#0072B2', '#D55E00', '#009E73', '#CC79A7')):
+        ax.plot(factors, [cost(replace(q, **{name: max(1, round(middle*o))})).seconds.sum()/3600 for o in factors], 'o-', ms=3, color=colour, label=f'{name} ({middle:,})')
+    ax.set(xlabel='times the number in brackets', ylabel=f'hours, {q.machine}', ylim=(0, None)); ax.set_xscale('log', base=2); ax.set_xticks(factors, [f'{o:g}' for o in factors]); ax.legend()
     return fig
 
 # %% ../nbs/cycle/09_cost.ipynb #585072d1
@@ -547,11 +559,12 @@ def plot_break_even(q:CostConfig, # One coder
 PROBES = 'forward','training','sae'
 
 def _model(q, f, blocks):
-    from transformers import AutoModelForCausalLM,AutoModelForSequenceClassification # these take seconds to load
+    from transformers import AutoModelForCausalLM,AutoModelForImageClassification,AutoModelForSequenceClassification # these take seconds to load
     config = shorter(f['config'], blocks)
-    if config.pad_token_id is None: config.pad_token_id = 0
+    if not _reads_pictures(config) and config.pad_token_id is None: config.pad_token_id = 0
     if q.job == 'lm_sae' and config.model_type == 'bert': config.is_decoder = True
-    with _quiet(): model = (AutoModelForSequenceClassification if q.job == 'cycle' else AutoModelForCausalLM).from_config(config)
+    auto = AutoModelForCausalLM if q.job != 'cycle' else AutoModelForImageClassification if _reads_pictures(config) else AutoModelForSequenceClassification
+    with _quiet(): model = auto.from_config(config)
     model.config.use_cache = False
     return model.to(DTYPES[q.dtype])
 
@@ -574,7 +587,7 @@ def _probe_training(q, f, device):
 
 def _probe_sae(q, d, device):
     c,rows = replace(_coder(q, d), activation=q.architecture),torch.randn(q.sae_batch, d, generator=torch.Generator().manual_seed(0)).to(device)
-    alone = goes_sparse(c, SAETrainConfig(), q.sae_batch, device)
+    alone = q.coders == 1 and goes_sparse(c, SAETrainConfig(), q.sae_batch, device)
     x = rows if alone else rows.expand(q.coders, -1, -1)
     group = Group(SAE(d, c, None if alone else q.coders).to(device), SAETrainConfig(lr=1e-4, init='plain'), list(range(q.coders)), 1000)
     group.begin(x)
