@@ -28,10 +28,10 @@ def parts(write, m, clock, least):
         spent = seconds(work, m)
         write(table='part', kind=kind, case=case, predicted=sum(spent.values()), measured=timed(run, least, clock), limit=max(spent, key=spent.get))
     for name,layer,batch,context in FORWARDS:
-        for dtype in ('float32', 'bf16'): one('forward', f'{name} to block {layer}, {batch} × {context}, {dtype}', CostConfig(name, layer=layer, batch_size=batch, context=context, dtype=dtype, machine='epyc2'))
-    for name,job,batch,context in TRAININGS: one('training', f'{name}, {batch} × {context}', CostConfig(name, job, batch_size=batch, context=context, machine='epyc2'))
+        for dtype in ('float32', 'bf16'): one('forward', f'{name} to block {layer}, {batch} × {context}, {dtype}', CostConfig(name, layer=layer, batch_size=batch, context=context, dtype=dtype, machine='epyc'))
+    for name,job,batch,context in TRAININGS: one('training', f'{name}, {batch} × {context}', CostConfig(name, job, batch_size=batch, context=context, machine='epyc'))
     for kind,d,width,k,batch,members in CODERS:
-        one('sae', f'{kind}, {members} × {d} → {width}, k {k}, {batch} rows', CostConfig('gpt2', width=width, k=k, sae_batch=batch, coders=members, architecture=kind, machine='epyc2'), d)
+        one('sae', f'{kind}, {members} × {d} → {width}, k {k}, {batch} rows', CostConfig('gpt2', width=width, k=k, sae_batch=batch, coders=members, architecture=kind, machine='epyc'), d)
 
 
 @contextmanager
@@ -68,7 +68,7 @@ def on_text(write, m, clock, tmp, tokens=150_000):
         stream = TokenStream('docstrings', tokenizer, context=128)
         batches = held_out_batches(stream, held)
         coders = [Coder(site, sae=SAEConfig(width=width, k=k), train=SAETrainConfig(rows=tokens, batch_size=1024), seed=i) for i in range(n)]
-        q = CostConfig(folder, layer=layer, width=width, k=k, coders=n, tokens=tokens, context=128, batch_size=16, sae_batch=1024, buffer=16_384, held_out=held, evals=4, dtype=dtype, machine='epyc2')
+        q = CostConfig(folder, layer=layer, width=width, k=k, coders=n, tokens=tokens, context=128, batch_size=16, sae_batch=1024, buffer=16_384, held_out=held, evals=4, dtype=dtype, machine='epyc')
         measure = lambda coder, sae, row: dict(loss=intervention_sweep(model, sae, site, batches[:2]).loss[0])
         def live():
             found = train_on(LiveRows(model, stream, [site], 16_384, contexts=16), coders, every=-(-tokens//1024)//4, held_out=held, measure=measure, device='cpu')
@@ -98,7 +98,7 @@ def a_study(write, m, clock, tmp):
     for model,arms,seeds,cycles in (('hfvit:64x4', ('per_class', 'control'), (0, 1), 1), ('hfvit:96x2', ('per_example', 'control', 'random'), (0,), 2)):
         config = CycleConfig(model=model, arms=arms, seeds=seeds, cycles=cycles, baseline=tune(8), tune=tune(4), sae=SAEConfig(width=512, k=8), sae_train=SAETrainConfig(epochs=20))
         q = CostConfig(model, 'cycle', layer=int(model[-1]) - 1, width=512, k=8, batch_size=64, context=17, sae_batch=256, rows=train, examples=train, held_out=held, epochs=8, tune_epochs=4, sae_epochs=20, arms=len(arms), seeds=len(seeds),
-                       cycles=cycles, together=True, machine='epyc2')
+                       cycles=cycles, together=True, machine='epyc')
         with spent(clock) as took: run_cycles(task, config, f'{tmp}/{model.replace(":", "_")}')
         compare(write, f'study of {model} on digits: {len(arms)} arms, {len(seeds)} seed{"s"*(len(seeds) > 1)}, {cycles} cycle{"s"*(cycles > 1)}', q, m, took[0])
 
