@@ -14,11 +14,13 @@ from .peers import check_processes,leave,run_together,started
 from .slurm import keep_states,read_settings,submit
 
 # %% ../nbs/cycle/07_command.ipynb #a3ad9b16
+def _refuse(message): raise Refused(f'{message}; see --help')
+
 def _parser(about):
     "The options, below what the help is about"
     p = argparse.ArgumentParser('sae_ception', usage='sae_ception EXPERIMENT [parameter=value ...] [options]', description=about,
                                 formatter_class=argparse.RawDescriptionHelpFormatter, add_help=False, allow_abbrev=False)
-    add = p.add_argument
+    add,p.error = p.add_argument,_refuse
     add('words', nargs='*', help=argparse.SUPPRESS)
     add('--out', metavar='DIR', help='run directory, or the parent of the parts of a sweep (default: runs/EXPERIMENT[/NAME])')
     add('--preset', metavar='FILE', action='append', default=[], help='YAML file with parameters, or the name of one in presets/ beside the notebook; may be given again, later ones win')
@@ -39,6 +41,7 @@ def _overview():
     lines = [f'  {name:12} {summary(path)}' for name,path in experiments().items()] or ['  none here; run a notebook of your own']
     return '\n'.join(['Runs experiment notebooks. EXPERIMENT is one of these, or the path of a notebook with a parameters cell:', '', *lines, '',
                       '`sae_ception EXPERIMENT --help` shows the parameters of an experiment.',
+                      '`torchrun --standalone --nproc-per-node N -m sae_ception EXPERIMENT ...` does one run in N processes.',
                       '`sae_ception runs` lists what was run, filters, compares and exports it: `sae_ception runs --help`.'])
 
 def _about(notebook):
@@ -65,6 +68,7 @@ def _runs(argv):
     p = argparse.ArgumentParser('sae_ception runs', usage='sae_ception runs [DIR ...] [name=value ...] [options]', allow_abbrev=False,
                                 description='Lists what was run. A filter names `state`, `experiment` or a parameter: state=failed,killed lr=1e-3')
     p.add_argument('words', nargs='*', help=argparse.SUPPRESS)
+    p.error = _refuse
     p.add_argument('--metrics', metavar='A,B', default='', help='metrics to show (default: a few that matter most)')
     p.add_argument('--compare', action='store_true', help='the runs side by side: parameters that differ, and metrics')
     p.add_argument('--export', metavar='FILE', help='write all parameters and metrics to a .csv or .parquet file')

@@ -63,23 +63,27 @@ def pick_device(name:str='auto' # `auto`, `cpu`, `cuda`, `cuda:1`, `mps`
     return torch.device(name, torch.cuda.current_device()) if name == 'cuda' and ranks() > 1 else torch.device(name) # each process has its own
 
 # %% ../nbs/foundations/00_core.ipynb #65ef1465
+_remedies = {getattr(errno, o): remedy for remedy,names in {'make room': 'ENOSPC EDQUOT EFBIG', 'make its directory writable': 'EACCES EPERM EROFS'}.items() for o in names.split()}
+
 @contextmanager
 def atomic(path # Where the file shall be
           ):
     "Yield a temporary path that becomes `path` when the block succeeds, and vanishes when it fails"
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f'.{path.name}.{rank()}.{os.getpid()}.tmp')
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield tmp
         if not leads(): return
         with open(tmp, 'rb') as f: os.fsync(f.fileno())
         os.replace(tmp, path)
     except (OSError, SafetensorError) as e:
         code = e.errno if isinstance(e, OSError) else int((re.findall(r'os error (\d+)', str(e)) or [0])[0])
-        if code not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): raise
-        raise OSError(code, f'{os.strerror(code)}: make room and run again, what was saved before is kept', str(path)) from None
-    finally: tmp.unlink(missing_ok=True)
+        remedy = _remedies.get(code)
+        if not remedy or getattr(e, 'filename', None) not in (None, str(tmp), str(path.parent)): raise
+        raise OSError(code, f'{os.strerror(code)}: {remedy} and run again, what was saved before is kept', str(path)) from None
+    finally:
+        if path.parent.is_dir(): tmp.unlink(missing_ok=True)
 
 # %% ../nbs/foundations/00_core.ipynb #d82f889f
 def plain(o):

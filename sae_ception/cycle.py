@@ -166,6 +166,7 @@ class _Cycle:
 def models(self:_Cycle, members, last):
     stages = self.stages(members, 'model')
     if all(o.done for o in stages):
+        self.done('model')
         for m,o in zip(members, stages): m.model,m.facts = load_model(o.path).eval(),read_json(o.path/'facts.json')
         return
     c,fresh = self.config,self.config.protocol == 'reinit' or not self.cycle
@@ -201,6 +202,7 @@ def saes(self:_Cycle, members):
     for m in progress(members, 'collecting activations', len(members)): m.acts = {s: self.read(m, s) for s in ('train', 'validation')}
     stages,device = self.stages(members, 'sae'),pick_device(self.config.tune.device)
     if all(o.done for o in stages):
+        self.done('sae')
         for m,o in zip(members, stages): m.sae = load_sae(o.path)
         return
     stack = lambda split: torch.stack([self.sae_rows(m, split, device) for m in members])

@@ -23,6 +23,7 @@ from packaging.version import Version
 from .core import config_hash,logger,seeded
 from .processes import leads,wait
 from .sharding import fill,gathered,shard,sharded
+from .tables import reach_hub
 
 # %% ../nbs/foundations/02_huggingface.ipynb #9ef28f05
 _fresh = re.compile(r'([a-z][\w-]*):(\d+)x(\d+)$')
@@ -80,6 +81,7 @@ def train_tokenizer(texts, # Strings
 # %% ../nbs/foundations/02_huggingface.ipynb #05ba5054
 def _fetch(what, name, load):
     "Call `load`, and explain what is missing when that fails"
+    if not Path(name).exists(): reach_hub()
     try: return load()
     except (OSError, ValueError, KeyError) as e: why = ' '.join(str(e).split())
     gated = any(o in why.lower() for o in ('gated', '401', '403', 'access to model'))

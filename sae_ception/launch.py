@@ -56,9 +56,11 @@ def find_notebook(name:str # The name of an experiment, or the path of a noteboo
 def read_cells(notebook # Path of a notebook
               )->list: # Type, source and tags of each cell
     "The cells of a notebook"
-    try: cells = json.loads(Path(notebook).read_text(encoding='utf-8'))['cells']
-    except (ValueError, KeyError, TypeError): raise Refused(f'{notebook} is not a notebook') from None
-    return [(o['cell_type'], ''.join(o['source']), o['metadata'].get('tags', [])) for o in cells]
+    try:
+        cells = json.loads(Path(notebook).read_text(encoding='utf-8'))['cells']
+        return [(o['cell_type'], ''.join(o['source']), list(o['metadata'].get('tags', []))) for o in cells]
+    except OSError as e: raise Refused(f'{notebook} cannot be read ({e.strerror})') from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError): raise Refused(f'{notebook} is not a notebook') from None
 
 # %% ../nbs/cycle/02_launch.ipynb #f125bbed
 def summary(notebook # Path of a notebook
@@ -112,6 +114,7 @@ def parameters(notebook # Path of a notebook
     if not cells: raise Refused(f'{notebook} has no parameters: put the tag `parameters` on the cell that holds them')
     try: body = ast.parse(cells[0]).body
     except SyntaxError as e: raise Refused(f'{notebook}: the parameters cell is not Python ({e.msg}, line {e.lineno})') from None
+    except (ValueError, RecursionError, MemoryError) as e: raise Refused(f'{notebook}: the parameters cell is not Python ({e})') from None
     tokens = tokenize.generate_tokens(io.StringIO(cells[0]).readline)
     comments = {o.start[0]: o.string.lstrip('# ') for o in tokens if o.type == tokenize.COMMENT}
     target = lambda o: o.target if isinstance(o, ast.AnnAssign) else o.targets[0]
@@ -153,7 +156,7 @@ def _alternatives(p, value, sweep):
     return values
 
 # %% ../nbs/cycle/02_launch.ipynb #17e65ae2
-LAYOUT = {'processes'} # names of such parameters
+LAYOUT = {'processes', 'spread', 'shards', 'offload'} # names of such parameters
 
 # %% ../nbs/cycle/02_launch.ipynb #8d2a1fa9
 def grid(params:dict, # From `parameters`
@@ -178,8 +181,8 @@ def read_preset(name:str, # A path, or a name in `presets/` beside the notebook
     file = next((o for o in (Path(name), folder/name, folder/f'{name}.yaml') if o.is_file()), None)
     if not file: raise Refused(f"there is no preset {name}: {nearest(Path(name).stem, [o.stem for o in folder.glob('*.yaml') if not o.stem.endswith('.slurm')])}")
     try: values = yaml.safe_load(file.read_text(encoding='utf-8'))
-    except yaml.YAMLError as e: raise Refused(f"{file} is not YAML: {' '.join(str(e).split())}") from None
-    if not isinstance(values, dict): raise Refused(f'{file} must be a mapping, with lines such as `seed: 1`')
+    except (yaml.YAMLError, ValueError, RecursionError) as e: raise Refused(f"{file} is not YAML: {' '.join(str(e).split())}") from None
+    if not isinstance(values, dict) or not all(isinstance(o, str) for o in values): raise Refused(f'{file} must be a mapping of names, with lines such as `seed: 1`')
     return values
 
 # %% ../nbs/cycle/02_launch.ipynb #706e12c4
@@ -225,8 +228,10 @@ def run_name(params:dict, # From `parameters`
 # %% ../nbs/cycle/02_launch.ipynb #0befeb30
 def _metadata(path):
     "The metadata of a notebook; None if there is no readable notebook"
-    try: return json.loads(Path(path).read_text(encoding='utf-8'))['metadata']
-    except (OSError, ValueError, KeyError, TypeError): return None
+    try: found = json.loads(Path(path).read_text(encoding='utf-8'))['metadata']
+    except (OSError, ValueError, KeyError, TypeError, RecursionError): return None
+    whole = isinstance(found, dict) and all(isinstance(found.get(o, {}), dict) for o in ('papermill', 'sae_ception')) and isinstance(found.get('papermill', {}).get('parameters', {}), dict)
+    return found if whole else None
 
 def past_values(executed # Path of an executed notebook
                )->dict: # Names and values; None if there is no such notebook
@@ -299,7 +304,12 @@ def read_results(out # A run directory
                 )->dict: # Empty if there are none
     "What a run left in `results.json`"
     file = Path(out)/'results.json'
-    return json.loads(file.read_text(encoding='utf-8')) if file.exists() else {}
+    try: found = json.loads(file.read_text(encoding='utf-8')) if file.exists() else {}
+    except (ValueError, RecursionError): found = None
+    kinds = dict(table=list, notes=list, metrics=dict)
+    if not isinstance(found, dict) or not all(isinstance(found.get(k) or kind(), kind) for k,kind in kinds.items()) or not all(isinstance(o, dict) for o in found.get('table') or []):
+        raise Refused(f'{place(file)} cannot be read as results (title, table: a list of dicts, notes, metrics): remove it and run again, it is made of what is there')
+    return found
 
 # %% ../nbs/cycle/02_launch.ipynb #210e1aee
 def show_results(file:Path # The executed notebook
@@ -354,6 +364,7 @@ _l.getLogger('sae_ception').addHandler(_l.StreamHandler(_s.stdout))
 _w.filterwarnings('ignore', message='IProgress not found'); del _l, _s, _w
 import os as _o, signal as _g
 _g.signal(_g.SIGTERM, lambda *a, _me=_o.getpid(), _o=_o, _g=_g: _o.getpid() == _me or (_g.signal(_g.SIGTERM, _g.SIG_DFL), _o.kill(_o.getpid(), _g.SIGTERM)))
+_g.signal(_g.SIGUSR1, _g.SIG_IGN)
 del _o, _g"""
 
 # %% ../nbs/cycle/02_launch.ipynb #32c24791

@@ -173,11 +173,15 @@ def load_model(path, # A folder that `save_model` wrote
               )->nn.Module:
     "Read a model back"
     if (Path(path)/'reads.json').exists(): return _load_pretrained(Path(path))
-    spec = read_json(Path(path)/'config.json')
+    file,weights = Path(path)/'config.json',Path(path)/'model.safetensors'
+    spec,state = read_json(file),read_tensors(weights)[0]
     if model is None:
-        if not spec: raise ValueError(f'{path} does not say how to build its model: pass the model to fill')
-        model = _build(spec)
-    model.load_state_dict(read_tensors(Path(path)/'model.safetensors')[0])
+        if not spec: raise ValueError(f'{file} does not say how to build its model: pass the model to fill')
+        try: model = _build(spec)
+        except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as e: raise ValueError(f'{file} does not say how to build a model ({e!r}): put an intact copy in its place') from None
+    if bad := [n for n,o in state.items() if not o.isfinite().all()]: raise ValueError(f'{weights} holds numbers that are not finite, in {bad[0]}')
+    try: model.load_state_dict(state)
+    except RuntimeError as e: raise ValueError(f'{weights} is not of this model: {" ".join(str(e).split())[:300]}') from None
     return model
 
 # %% ../nbs/foundations/02_models.ipynb #3551c948

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from .launch import Refused,Stopped,claimed,execute,finished,hand_in,injected,mark,on_signals,place,planned,show_results
+from .launch import Refused,claimed,execute,finished,hand_in,injected,mark,on_signals,place,planned,show_results
 from .scratch import mirrored
 
 # %% ../nbs/cycle/03_peers.ipynb #c3e30634

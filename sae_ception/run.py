@@ -38,7 +38,11 @@ _locks = WeakValueDictionary() # this process may open a run twice
 class _Lock:
     "A lock on a directory, for as long as this object lives"
     def __init__(self, path): self.fd = os.open(path, os.O_RDONLY)
-    def __del__(self, close=os.close): close(self.fd)
+    def free(self, close=os.close):
+        if self.fd is not None: close(self.fd); self.fd = None
+    __del__ = free
+
+if fcntl: os.register_at_fork(after_in_child=lambda: [o.free() for o in _locks.values()]) # a worker that outlives us does not keep it
 
 def _lock(path, patience=5.):
     if fcntl is None or os.environ.get('RANK', '0') != '0': return None

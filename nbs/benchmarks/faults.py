@@ -11,7 +11,7 @@
 Every run is started as a person starts it, `python -m sae_ception ...`, is disturbed, and is started again by the same command until it is done. Then its
 directory must equal that of a run that nothing disturbed: the same files, byte for byte.
 """
-import argparse,ctypes,errno,hashlib,json,os,random,re,resource,shutil,signal,subprocess,sys,tempfile,threading,time
+import argparse,ctypes,hashlib,json,os,random,re,shutil,signal,subprocess,sys,tempfile,time
 from pathlib import Path
 
 import psutil
@@ -102,8 +102,8 @@ class Job:
     def close(self): self.log.close(); shutil.rmtree(self.folder, ignore_errors=True)
 
 # Functions on the stack, and what a run does while they are
-DOING = dict(write_store='writing a store', base_model='pretraining', pretrain='pretraining', finetune='model training', train_saes='SAE training', train_on='LM SAE training',
-             _evaluate='evaluation', evaluate_activations='evaluation', results='evaluation', compare_arms='evaluation', intervention_sweep='evaluation', reconstruction='evaluation', held_out='evaluation',
+DOING = dict(write_store='writing a store', pretrain='pretraining', base_model='data', finetune='model training', train_saes='SAE training', train_on='LM SAE training',
+             _evaluate='evaluation', evaluate_activations='evaluation', results='evaluation', compare_arms='evaluation', perplexity='evaluation', choose_k='evaluation', at_work='evaluation', intervention_sweep='evaluation', reconstruction='evaluation', held_out='evaluation',
              collect='collecting activations', collect_tokens='collecting activations', embed='figures', savefig='figures', strongest_texts='figures', strongest='figures', load_task='data', TokenStream='data',
              tokenizer_of='data', load_model='reading models', saes='SAE training', models='model training')
 WRITING = 'atomic','write_tensors','write_json','save_pretrained','save_coders','finish','log','_lock','fsync'
@@ -160,15 +160,15 @@ def at_random(rng, job, reference):
     time.sleep(after)
     return f'{after:.2f} s after {marks[i][1]}'
 
-def kept(out):
-    "Seconds since anything that a restart uses was written"
+def kept(out, end):
+    "Seconds between the last time that anything was written which a restart uses, and the end"
     names = [o for o in Path(out).rglob('*') if o.is_file() and o.suffix in ('.safetensors', '.json') and not o.name.endswith('.tmp')]
-    return time.time() - max((o.stat().st_mtime for o in names), default=time.time())
+    return max(0., end - max((o.stat().st_mtime for o in names), default=end))
 
 def kills(folder, n=60, seed=0, cases=tuple(CASES)):
     "SIGKILL at random moments; every third at a file operation: before a file is opened or renamed, or just after"
     rng = random.Random(seed)
-    for i in range(n):
+    for i in range(n) if isinstance(n, int) else n:
         case,whom = cases[i % len(cases)],('job', 'job', 'kernel', 'launcher')[i//len(cases) % 4]
         reference,out = undisturbed(case, folder),Path(folder)/f'kill-{i}'
         for again in range(5): # a moment that came after the end is drawn again
@@ -179,11 +179,11 @@ def kills(folder, n=60, seed=0, cases=tuple(CASES)):
                 code = job.wait()
             else:
                 job = Job(CASES[case], out)
-                moment,lost = at_random(rng, job, reference),None
+                moment = at_random(rng, job, reference)
                 early = job.p.poll() is None
                 job.kill(whom)
                 code = job.p.returncode if early else 0
-            lost,(doing,writing),said = kept(out),where(job.stack),job.said
+            lost,(doing,writing),said = kept(out, (job.folder/'stack').stat().st_mtime if job.stack else time.time()),where(job.stack),job.said
             job.close()
             if code != 0: break
         if code == 0: continue
@@ -220,15 +220,316 @@ def stops(folder, n=10, seed=1, cases=tuple(CASES)):
                    told='run it again to resume' in said, **(dict(heard=said[-300:]) if 'run it again' not in said else {}), **go_on(case, out, reference))
         shutil.rmtree(out, ignore_errors=True)
 
+# ------------------------------------------------------------------ disks
+def mounted(path, size, how='rw'):
+    "A file system of its own, in memory"
+    path.mkdir(parents=True, exist_ok=True)
+    subprocess.run(['mount', '-t', 'tmpfs', '-o', f'size={size},{how}', 'tmpfs', str(path)], check=True)
+
+def remount(path, how): subprocess.run(['mount', '-o', f'remount,{how}', str(path)], check=True)
+def unmount(path): subprocess.run(['umount', '-l', str(path)], check=True)
+
+def told(said):
+    "The words in which a run says why it stopped"
+    lines = said.strip().splitlines()
+    at = next((i for i,o in enumerate(lines) if ' failed' in o or o.startswith('sae_ception: ')), max(0, len(lines) - 3))
+    return ' '.join(' '.join(lines[at:at+3]).split())[:400]
+
+def clean(said): return 'Traceback' not in said
+
+def full(folder, n, seed, cases):
+    "A disk that is full before a run is done; then there is room again"
+    rng = random.Random(f'full {seed}')
+    for i in range(n):
+        case = cases[i % len(cases)]
+        reference,disk = undisturbed(case, folder),Path(folder)/f'full-{i}'
+        total = sum(o.stat().st_size for o in (Path(folder)/f'{case}-undisturbed').rglob('*') if o.is_file())
+        size = round(rng.uniform(.05, .9)*total)
+        mounted(disk, max(size, 65536))
+        try:
+            job = Job(CASES[case], disk/'run')
+            code,said = job.wait(),job.said
+            job.close()
+            left = sum(o.name.endswith('.tmp') for o in disk.rglob('*'))
+            remount(disk, 'size=2g')
+            if code == 0: continue
+            yield dict(fault='full disk', case=case, share=round(size/total, 2), exit=code, told=told(said), names=bool(re.search(r'No space left on device.*(make room|free|again)', ' '.join(said.split()))), clean=clean(said), half_written=left,
+                       **go_on(case, disk/'run', reference))
+        finally: unmount(disk)
+
+def read_only(folder, n, seed, cases):
+    "A directory that may not be written to: from the beginning, after a kill, and from a random moment on (for a person who is not root)"
+    rng,nobody = random.Random(f'read-only {seed}'),65534
+    for i in range(n):
+        case,way = cases[i % len(cases)],('new', 'begun', 'meanwhile')[i % 3]
+        reference,disk = undisturbed(case, folder),Path(folder)/f'read-only-{i}'
+        mounted(disk, '2g')
+        try:
+            out = disk/'run'
+            if way == 'new': remount(disk, 'ro')
+            if way == 'begun':
+                job = Job(CASES[case], out); at_random(rng, job, reference); job.kill(); job.close()
+                remount(disk, 'ro')
+            if way == 'meanwhile':
+                home = Path(tempfile.mkdtemp(prefix='faults_')); disk.chmod(0o777); home.chmod(0o777); os.chown(home, nobody, nobody)
+                job = Job(CASES[case], out, command=('setpriv', f'--reuid={nobody}', f'--regid={nobody}', '--clear-groups'), HOME=home, IPYTHONDIR=home/'ipython', MPLCONFIGDIR=home/'mpl')
+                moment = at_random(rng, job, reference)
+                for o in [out, *(o for o in out.rglob('*') if o.is_dir())]: o.chmod(0o555)
+            else: job,moment = Job(CASES[case], out),way
+            code,said = job.wait(),job.said
+            job.close()
+            if way == 'meanwhile':
+                for o in [out, *(o for o in out.rglob('*') if o.is_dir())]: o.chmod(0o777)
+                shutil.rmtree(home, ignore_errors=True)
+            else: remount(disk, 'rw')
+            if code == 0: continue
+            yield dict(fault='read-only directory', case=case, way=way, moment=moment, exit=code, told=told(said), names=bool(re.search(r'(cannot write to|Permission denied|Read-only file system).*(choose|writable)', ' '.join(said.split()))), clean=clean(said),
+                       **go_on(case, out, reference))
+        finally: unmount(disk)
+
+def flip(file, at):
+    raw = bytearray(file.read_bytes()); raw[at] ^= 16
+    file.write_bytes(raw)
+
+def damaged(folder, n, seed, cases):
+    "A checkpoint that is damaged while nobody is at work; then it is put back, or removed. And a finished stage that is damaged"
+    rng = random.Random(f'damaged {seed}')
+    for i in range(n):
+        case,how = cases[i % len(cases)],('a bit of a number', 'a bit of the header', 'cut short', 'empty', "another run's", 'a finished stage')[i % 6]
+        reference,out = undisturbed(case, folder),Path(folder)/f'damaged-{i}'
+        for again in range(5):
+            shutil.rmtree(out, ignore_errors=True)
+            job = Job(CASES[case], out)
+            saved = lambda: [o for o in out.rglob('*') if o.name.startswith(('checkpoint.safetensors', 'resume.safetensors', '.model.safetensors', '.sae.safetensors')) and not o.name.endswith('.tmp')]
+            done = lambda: [o for o in out.rglob('*.safetensors') if (o.parent/'manifest.json').exists() and o not in saved()]
+            while job.p.poll() is None and not (done() if how == 'a finished stage' else saved()): time.sleep(.002)
+            time.sleep(rng.uniform(0, .3))
+            job.kill(); job.close()
+            found = done() if how == 'a finished stage' else saved()
+            if found: break
+        else: continue
+        file = rng.choice(sorted(found))
+        whole = file.read_bytes()
+        if how in ('a bit of a number', 'a finished stage'): flip(file, len(whole) - 1 - rng.randrange(min(4000, len(whole)//2)))
+        if how == 'a bit of the header': flip(file, rng.randrange(8, 200))
+        if how == 'cut short': file.write_bytes(whole[:rng.randrange(1, len(whole))])
+        if how == 'empty': file.write_bytes(b'')
+        if how == "another run's":
+            other = Job(CASES['sae' if case != 'sae' else 'baseline'] + ' seed=7', Path(folder)/'other')
+            theirs = lambda: list((Path(folder)/'other').rglob('checkpoint.safetensors*'))
+            while other.p.poll() is None and not theirs(): time.sleep(.002)
+            other.kill(); other.close()
+            file.write_bytes(theirs()[0].read_bytes())
+            shutil.rmtree(Path(folder)/'other')
+        row = dict(fault='damaged file', case=case, how=how, file=file.relative_to(out).as_posix())
+        job = Job(CASES[case], out)
+        code,said = job.wait(),job.said
+        job.close()
+        if how == 'a finished stage': yield dict(**row, exit=code, told=next((o for o in said.splitlines() if 'is not what was written' in o), '').replace(str(out), '')[-200:], names=file.name in said and 'computed again' in said, clean=clean(said), attempts=1, code=code, differs=difference(out, reference['files']))
+        else:
+            if remedy := i % 2: file.unlink()
+            else: file.write_bytes(whole)
+            yield dict(**row, exit=code, told=told(said).replace(str(out), ''), names=code == 1 and file.name.split('.')[0] in said and 'remove it' in said, clean=clean(said), remedy=('put back', 'removed')[remedy], **go_on(case, out, reference))
+        shutil.rmtree(out, ignore_errors=True)
+
+def disks(folder, n=8, seed=2, cases=('cycle', 'lm_sae', 'sae', 'pretrain', 'lm_store')):
+    if os.getuid() == 0:
+        yield from full(folder, n, seed, cases)
+        yield from read_only(folder, n - n % 3 or 3, seed, cases)
+    else: yield dict(fault='full disk', skipped='only root may mount file systems')
+    yield from damaged(folder, 12*n//8, seed, cases[:4])
+
+# ------------------------------------------------------------------ others
+CLOCK = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdlib.h>
+#include <sys/time.h>
+#include <time.h>
+#include <unistd.h>
+static long off(void) { const char *f = getenv("CLOCK_FILE"); return f && !access(f, F_OK) ? atol(getenv("CLOCK_JUMP")) : 0; }
+int clock_gettime(clockid_t c, struct timespec *t) {
+  static int (*real)(clockid_t, struct timespec *);
+  if (!real) real = dlsym(RTLD_NEXT, "clock_gettime");
+  int r = real(c, t);
+  if (!r && (c == CLOCK_REALTIME || c == CLOCK_REALTIME_COARSE)) t->tv_sec += off();
+  return r;
+}
+time_t time(time_t *t) { struct timespec s; clock_gettime(CLOCK_REALTIME, &s); if (t) *t = s.tv_sec; return s.tv_sec; }
+int gettimeofday(struct timeval *t, void *z) { struct timespec s; clock_gettime(CLOCK_REALTIME, &s); t->tv_sec = s.tv_sec; t->tv_usec = s.tv_nsec/1000; return 0; }
+"""
+
+def clocks(folder, n, seed, cases):
+    "The clock of a run jumps by 400 days at a random moment; half of these runs are killed after it, and go on at another date. The times of all files are changed as well"
+    rng,shim = random.Random(f'clock {seed}'),Path(folder)/'clock.so'
+    if not shutil.which('cc'): yield dict(fault='clock jump', skipped='no C compiler'); return
+    subprocess.run(['cc', '-shared', '-fPIC', '-x', 'c', '-', '-o', str(shim), '-ldl'], input=CLOCK, text=True, check=True)
+    for i in range(n):
+        case,days,out,flag = cases[i % len(cases)],(400, -400)[i//2 % 2],Path(folder)/f'clock-{i}',Path(folder)/f'jump-{i}'
+        reference = undisturbed(case, folder)
+        env = dict(LD_PRELOAD=shim, CLOCK_FILE=flag, CLOCK_JUMP=days*86400)
+        job = Job(CASES[case], out, **env)
+        moment = at_random(rng, job, reference)
+        flag.touch()
+        if i % 2:
+            time.sleep(rng.uniform(0, 2))
+            job.kill()
+            for o in out.rglob('*'): os.utime(o, (time.time() + rng.uniform(-1, 1)*3e8,)*2)
+        code,said = job.wait(),job.said
+        job.close()
+        times = [json.loads(o)['time'] for o in (out/'log.jsonl').read_text().splitlines() if o.endswith('}')] if (out/'log.jsonl').exists() else []
+        jumped = max([0, *(abs(o - time.time())/86400 for o in times)]) # as the run itself has noted it
+        yield dict(fault='clock jump', case=case, days=days, killed=bool(i % 2), moment=moment, exit=code, jump_in_log_days=round(jumped), **(go_on(case, out, reference) if i % 2 else dict(attempts=0, code=code, differs=difference(out, reference['files']))))
+        shutil.rmtree(out, ignore_errors=True)
+
+TWICE = """
+import sys,time
+from sae_ception import run
+if sys.argv[2] == 'unlocked': run._lock = lambda path: None
+from sae_ception.cycle import CycleConfig,run_cycles
+from sae_ception.data import load_task
+from sae_ception.sae.coders import SAEConfig
+from sae_ception.sae.training import SAETrainConfig
+from sae_ception.training import TrainConfig
+task = load_task('digits')
+print('ready', flush=True); sys.stdin.readline()
+run_cycles(task, CycleConfig(cycles=1, seeds=(0, 1), baseline=TrainConfig(epochs=6), tune=TrainConfig(epochs=3), sae=SAEConfig(64, k=6), sae_train=SAETrainConfig(epochs=10)), sys.argv[1])
+"""
+
+def together(folder, lock, apart):
+    "Two processes of the API with one directory, the second a little later"
+    out = Path(folder)/'twice'
+    shutil.rmtree(out, ignore_errors=True)
+    start = lambda out: subprocess.Popen([sys.executable, '-c', TWICE, str(out), lock], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, 'SAE_CEPTION_SAVE_EVERY': '0.01'})
+    if 'twice' not in _references:
+        p = start(alone := Path(folder)/'alone'); p.communicate('\n')
+        _references['twice'] = contents(alone)
+    both = [start(out) for _ in range(2)]
+    for p in both: p.stdout.readline()
+    for p,s in zip(both, (0, apart)): time.sleep(s); p.stdin.write('\n'); p.stdin.flush()
+    said = [p.communicate()[1] for p in both]
+    return dict(fault='two at once, API', lock=lock == 'locked', apart_s=apart, exits=[p.returncode for p in both], told=[o.strip().splitlines()[-1].replace(str(out), '')[:300] for o in said if o.strip()], differs=difference(out, _references['twice']))
+
+def twice(folder, n, seed, cases):
+    "Two runs in one directory at once: by the command, and by the API; without the lock too, to see what it is for"
+    rng = random.Random(f'twice {seed}')
+    for i in range(n):
+        case,out,apart = cases[i % len(cases)],Path(folder)/f'twice-{i}',round(rng.uniform(0, 8), 2)
+        reference = undisturbed(case, folder)
+        one = Job(CASES[case], out); time.sleep(apart); two = Job(CASES[case], out)
+        codes = [one.wait(), two.wait()]
+        said = next((o.said for o,c in zip((one, two), codes) if c), '')
+        yield dict(fault='two at once, command', case=case, apart_s=apart, exits=codes, told=told(said).replace(str(out), ''), names='in use by another process' in said or codes == [0, 0] and 'is finished' in two.said, differs=difference(out, reference['files']))
+        one.close(); two.close(); shutil.rmtree(out, ignore_errors=True)
+    for i in range(n): yield together(folder, 'locked', round(rng.uniform(0, .5), 2))
+    for i in range(n): yield together(folder, 'unlocked', round(rng.uniform(0, .5), 2))
+
+HUB = ('cycle dataset=sst2', 'cycle model=distilbert-base-uncased dataset=docstrings', 'baseline model=google/vit-base-patch16-224', 'lm_sae model_name=gpt2', 'lm_sae tokenizer_name=gpt2', 'lm_sae dataset_path=owner/name',
+       'pretrain model_name=EleutherAI/pythia-70m', 'study dataset=ag_news')
+
+def hub(folder):
+    "A hub that does not answer, and nothing in the cache: what is said, after how long, and was anything computed"
+    for words in HUB:
+        out = Path(folder)/'hub'
+        shutil.rmtree(out, ignore_errors=True)
+        begin = time.monotonic()
+        job = Job(words, out, HF_HUB_OFFLINE=None, HF_ENDPOINT='http://127.0.0.1:9', HF_HOME=Path(folder)/'empty', HF_DATASETS_CACHE=None, TRANSFORMERS_CACHE=None)
+        code,said = job.wait(200),job.said
+        wanted = words.split()[1].partition('=')[2]
+        yield dict(fault='hub is down', command=words, exit=code, seconds=round(time.monotonic() - begin, 1), told=told(said).replace(str(out), ''), names=wanted in told(said), clean=clean(said),
+                   computed=[o.relative_to(out).as_posix() for o in out.rglob('*.safetensors')])
+        job.close()
+
+def others(folder, n=4, seed=3, cases=('cycle', 'lm_sae', 'sae', 'lm_store')):
+    yield from hub(folder)
+    yield from twice(folder, n, seed, cases)
+    yield from clocks(folder, n, seed, cases)
+
+# ------------------------------------------------------------------ memory
+class Meter:
+    "Memory of this process, every so many steps; at the last one also after the C library has given back what is free"
+    def __init__(self, every, last): self.every,self.last,self.n = every,last,0
+    def note(self, **more): print(json.dumps(dict(step=self.n, mb=round(psutil.Process().memory_info().rss/2**20, 2), objects=sys.getallocatedblocks(), **more)), flush=True)
+    def __call__(self, *a):
+        self.n += 1
+        if self.n % self.every == 0: self.note()
+        if self.n in (self.every, self.last) and sys.platform == 'linux': ctypes.CDLL(None).malloc_trim(0); self.note(trimmed=True)
+
+def grow_sae(folder, steps):
+    "An SAE on rows of a language model as it runs"
+    from sae_ception.huggingface import load_lm
+    from sae_ception.pretraining import tokenizer_of
+    from sae_ception.rows import LiveRows
+    from sae_ception.sae.coders import SAEConfig
+    from sae_ception.sae.training import Coder,SAETrainConfig,train_on
+    from sae_ception.tokens import TokenStream
+    tokenizer = tokenizer_of('docstrings', 300)
+    model,meter = load_lm('gpt2:16x1', tokenizer, 0)[0],Meter(500, steps)
+    class Rows(LiveRows):
+        def batch(self, n): meter(); return super().batch(n)
+    rows = Rows(model, TokenStream('docstrings', tokenizer, 32), ['layers.0.resid_post'], 4096, contexts=32)
+    train_on(rows, [Coder('layers.0.resid_post', '', SAEConfig(width=64, k=4), SAETrainConfig(rows=steps*64, batch_size=64))], checkpoint=folder, device='cpu', log=Path(folder)/'log.jsonl', every=1000, held_out=1024, save_every=2.)
+
+def grow_pretrain(folder, steps):
+    "A language model in training"
+    from sae_ception.huggingface import load_lm
+    from sae_ception.pretraining import PretrainConfig,held_out_batches,pretrain,tokenizer_of
+    from sae_ception.tokens import TokenStream
+    tokenizer = tokenizer_of('docstrings', 300)
+    model,meter = load_lm('gpt2:16x1', tokenizer, 0)[0],Meter(500, steps)
+    stream = TokenStream('docstrings', tokenizer, 16, passes=0)
+    following = stream.next
+    stream.next = lambda n: (meter(), following(n))[1]
+    pretrain(model, stream, PretrainConfig(tokens=steps*2*16, batch_size=2, evaluations=20, device='cpu'), held_out=held_out_batches(TokenStream('docstrings', tokenizer, 16), 512), checkpoint=Path(folder)/'checkpoint.safetensors')
+
+def grow_finetune(folder, steps):
+    "A classifier in training, with an auxiliary loss"
+    from sae_ception import training
+    from sae_ception.data import load_task
+    from sae_ception.models import make_model
+    from sae_ception.training import Auxiliary,TrainConfig,finetune
+    task,meter = load_task('digits'),Meter(500, steps)
+    per_epoch = -(-len(task.splits['train'])//64)
+    step = training._step
+    training._step = lambda *a, **k: (meter(), step(*a, **k))[1]
+    finetune([make_model('mlp:32x16', task, 0)], task, TrainConfig(epochs=-(-steps//per_epoch), device='cpu'), [Auxiliary(.001, loss='l1')], None, [0], Path(folder)/'checkpoint.safetensors')
+
+def grow_cycles(folder, steps):
+    "Whole cycles in one process, one after the other"
+    from sae_ception.cycle import CycleConfig,run_cycles
+    from sae_ception.data import load_task
+    from sae_ception.sae.coders import SAEConfig
+    from sae_ception.sae.training import SAETrainConfig
+    from sae_ception.training import TrainConfig
+    task,meter = load_task('digits'),Meter(1, steps)
+    for i in range(steps):
+        run_cycles(task, CycleConfig(cycles=1, seeds=(i,), baseline=TrainConfig(epochs=2, device='cpu'), tune=TrainConfig(epochs=1, device='cpu'), sae=SAEConfig(32, k=6), sae_train=SAETrainConfig(epochs=3)), Path(folder)/str(i))
+        meter()
+
+GROW = dict(sae=(grow_sae, 20_000), pretrain=(grow_pretrain, 20_000), finetune=(grow_finetune, 20_000), cycles=(grow_cycles, 30))
+
+def memory(folder, cases=tuple(GROW)):
+    "Each in a process of its own"
+    for case in cases:
+        begin = time.monotonic()
+        done = subprocess.run([sys.executable, __file__, 'grow', case, '--folder', str(Path(folder)/f'grow-{case}')], capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1', 'HF_HUB_OFFLINE': '1'})
+        if done.returncode: raise SystemExit(done.stderr[-3000:])
+        rows = [json.loads(o) for o in done.stdout.splitlines() if o.startswith('{')]
+        yield dict(what=GROW[case][0].__doc__, case=case, steps=GROW[case][1], seconds=round(time.monotonic() - begin), curve=[[o['step'], o['mb'], o['objects']] for o in rows if 'trimmed' not in o], trimmed=[o['mb'] for o in rows if 'trimmed' in o])
+
 def main():
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    a.add_argument('what', choices=['all', *KINDS])
+    a.add_argument('what', choices=['all', *KINDS, 'grow'], help='grow is for this script itself')
     a.add_argument('out', help='file of JSON lines to append to')
     a.add_argument('--n', type=int, help='how many, where there is a choice')
     a.add_argument('--seed', type=int, help='decides what is random')
     a.add_argument('--cases', help='some of ' + ','.join(CASES))
     a.add_argument('--folder', help='where to work; a temporary folder if absent')
     a = a.parse_args()
+    if a.what == 'grow':
+        Path(a.folder).mkdir(parents=True, exist_ok=True)
+        grow,steps = GROW[a.out]
+        return grow(a.folder, steps)
     from sae_ception.run import versions
     given = {k: v for k,v in dict(n=a.n, seed=a.seed, cases=a.cases and tuple(a.cases.split(','))).items() if v is not None}
     with tempfile.TemporaryDirectory() as d:
@@ -243,5 +544,5 @@ def main():
             cpu = time.process_time() + sum(os.times()[2:4]) - begin
             with open(a.out, 'a') as f: f.write(json.dumps(dict(kind='about', what=what, settings=given, core_seconds=round(cpu), versions=versions())) + '\n')
 
-KINDS = dict(kills=kills, stops=stops)
+KINDS = dict(kills=kills, stops=stops, disks=disks, others=others, memory=memory)
 if __name__ == '__main__': main()

@@ -75,6 +75,31 @@ def broken_config(rng, d):
     values = {f.name: rng.choice(JUNK) for f in fields}
     return f'{kind.__name__}({", ".join(f"{k}={str(v)[:40]!r}" for k,v in values.items())})',lambda: kind(**values),[*values, kind.__name__],dict(right=lambda o: all(_right_type(values[f.name], f) for f in fields))
 
+# ------------------------------------------------------------------ what experiments check before they begin
+SETUPS = dict(cycle='run_cycles(', study='run_study(', lm_sae='run = Run(', pretrain='run = Run(', sae='run = Run(', baseline='run = Run(')
+BAD = dict(int=(-1, 0, 10**9, -10**9), float=(-1., 0., math.nan, math.inf, 1e30), str=('x', '', 'none', '🙂', '-1', 'mlp:', 'gpt2:x', '../..', 'a,b', '%', '0%', '1e9'), bool=(True, False))
+
+def broken_setup(rng, d):
+    "An experiment's cells up to its run, with one parameter of the right type and an odd value"
+    from sae_ception.launch import experiments,parameters,read_cells
+    name = rng.choice(list(SETUPS))
+    file = experiments()[name]
+    knobs = {k: p for k,p in parameters(file).items() if p.kind and k != 'out'}
+    knob = rng.choice(list(knobs))
+    one = lambda: rng.choice(BAD[knobs[knob].kind])
+    value = rng.choice(([], [one()], [one(), one()])) if knobs[knob].many else one()
+    def do():
+        space = dict(__name__='__main__', display=lambda *a: None)
+        cells = [source for kind,source,tags in read_cells(file) if kind == 'code']
+        exec(cells[0], space)
+        space[knob] = value
+        for o in cells[1:]:
+            if SETUPS[name] in o: exec(o.partition(SETUPS[name])[0].rpartition('\n')[0], space); return
+            exec(o, space)
+    finite = lambda o: all(map(finite, o)) if isinstance(o, list) else not isinstance(o, float) or math.isfinite(o)
+    words = (repr(value), str(value), knob, knob.rpartition('_')[2], *(map(repr, value) if isinstance(value, list) else ()))
+    return f'{name} {knob}={value!r}',do,words,dict(right=lambda o: finite(value))
+
 # ------------------------------------------------------------------ the command line, presets and notebooks
 class Begun(Exception): "The launcher has nothing against it, and would begin"
 
@@ -83,15 +108,10 @@ def nothing_runs(at):
     "Inside the block the launcher goes as far as executing a notebook, and no further"
     from sae_ception import launch
     def stop(*a, **k): raise Begun
-    old,here,claimed = launch.execute,os.getcwd(),launch.claimed
-    @contextlib.contextmanager
-    def claim(file, values): # all of the checks, and no directory for a run that does not begin
-        launch._vacant(file, values)
-        yield
-    launch.execute,launch.claimed = stop,claim
+    old,here,launch.execute = launch.execute,os.getcwd(),stop
     os.chdir(at)
     try: yield
-    finally: launch.execute,launch.claimed = old,claimed; os.chdir(here)
+    finally: launch.execute = old; os.chdir(here)
 
 def _command(words, d):
     from sae_ception.__main__ import main
@@ -134,7 +154,7 @@ def broken_command(rng, d):
     if kind == 'twice': words += [f'{knob}=1', f'{knob}=2']
     if kind == 'out': words.append('out=here'); names = ['--out']
     if kind == 'sweep': words += ['--sweep', f'{knob}=1,1']; right = lambda o: knobs[knob].many and _usable(knobs[knob], '1,1')
-    return ' '.join(map(str, words))[:120],_command(words, d),[*names, *(repr(o)[1:-1] for o in names)],dict(command=True, right=lambda o: right(o))
+    return ' '.join(map(str, words))[:120],_command(words, d),[*names, *(repr(o)[1:-1] for o in names), "''"],dict(command=True, right=lambda o: right(o))
 
 BOMB = 'a: &a [x, x, x, x, x, x, x, x, x]\n' + ''.join(f'{c}: &{c} [*{p}, *{p}, *{p}, *{p}, *{p}, *{p}, *{p}, *{p}, *{p}]\n' for p,c in zip('abcdefgh', 'bcdefghi')) + 'seed: *i\n'
 PRESETS = ('[1, 2', 'seed: [', 'seed: 1\n  lr: 2', '\tseed: 1', '- seed', '42', 'just text', '', '---\n---\nseed: 1\n', 'seed: {a: 1}', 'seed: [[1]]', 'seed: 2024-01-01', 'seed: !!python/object/apply:os.system [ls]', 'seed: !!binary aGk=', BOMB,
@@ -155,7 +175,7 @@ def broken_preset(rng, d):
         values = yaml.safe_load(raw)
         from sae_ception.launch import experiments,grid,parameters
         return isinstance(values, dict) and bool(grid(parameters(experiments()['cycle']), values))
-    names = ['broken.yaml', *(o.partition(':')[0].strip(' "?&!') for o in text.splitlines() if ':' in o), 'no parameter', 'parameter']
+    names = ['broken.yaml', *(o.partition(':')[0].strip(' "?&!') for o in text.splitlines() if ':' in o), 'no parameter', 'parameter', 'epochs=', 'lr=', 'model=', 'attack=']
     return repr(raw[:80]),_command(['cycle', '--preset', file], d),[*names, 'out'],dict(command=True, right=right)
 
 def _notebook(**changes):
@@ -317,7 +337,7 @@ def broken_model(rng, d, folder):
     whole = load_model(it).state_dict()
     file = it/rng.choice(('config.json', 'model.safetensors'))
     done,names = (break_json if file.suffix == '.json' else break_tensors)(rng, file)
-    return f'{file.name}: {done}',lambda: load_model(it),[file.name, *names],dict(right=lambda m: m.state_dict().keys() == whole.keys() and all(v.shape == whole[k].shape for k,v in m.state_dict().items()))
+    return f'{file.name}: {done}',lambda: load_model(it),[file.name, *names],dict(right=lambda m: m.state_dict().keys() == whole.keys() and all(v.shape == whole[k].shape and v.isfinite().all() for k,v in m.state_dict().items()))
 
 def broken_store(rng, d, folder):
     from sae_ception.store import Store
@@ -350,7 +370,7 @@ def broken_checkpoint(rng, d, folder):
     before = file.read_bytes()
     return f'checkpoint: {done}',lambda: _made['work'](file),[file.name, *names],dict(right=lambda o: False if file.read_bytes() == before else _equal(o, _made['end']))
 
-KINDS = dict(configuration=(broken_config, 300), command=(broken_command, 160), preset=(broken_preset, 120), notebook=(broken_notebook, 120), coder=(broken_coder, 120), model=(broken_model, 40), store=(broken_store, 40),
+KINDS = dict(configuration=(broken_config, 260), setup=(broken_setup, 100), command=(broken_command, 140), preset=(broken_preset, 100), notebook=(broken_notebook, 110), coder=(broken_coder, 110), model=(broken_model, 40), store=(broken_store, 40),
              run=(broken_run, 60), checkpoint=(broken_checkpoint, 40))
 
 def fuzz(folder, n=1000, seed=0, kinds=tuple(KINDS)):

@@ -19,7 +19,7 @@ import torch
 from fastcore.all import patch
 from numba import njit
 
-from .reference import Codes
+from .reference import Codes,TorchBackend,offsets
 
 # %% ../../nbs/sae/00_compiled.ipynb #72af216c
 f32,i32,i8 = np.float32,np.int32,np.int8
@@ -133,12 +133,14 @@ def candidates(row, shift, scale, a, bias, slack, high, size, cut, cols, low):
 # %% ../../nbs/sae/00_compiled.ipynb #23b8f83c
 @_compile
 def drop(row, shift, scale, a, bias, slack, cut, cols, low, n):
-    "Leave out the candidates whose upper bound is less than `cut`: how many stay"
+    "Leave out the candidates whose upper bound (in 8 bits, whose lower bound) is less than `cut`: how many stay"
     q = 0
     for i in range(n):
-        j = cols[i]
-        v = value(row[j], shift, scale, a, j)
-        if v + bias[j] + slack*abs(v) >= cut: cols[q] = j; low[q] = low[i]; q += 1
+        j,high = cols[i],low[i]
+        if scale is None:
+            v = value(row[j], shift, scale, a, j)
+            high = v + bias[j] + slack*abs(v)
+        if high >= cut: cols[q] = j; low[q] = low[i]; q += 1
     return q
 
 @_compile
@@ -176,7 +178,7 @@ def drop_rows(lo, hi, pre, shift, scale, rows, off, bias, slack, cut, start, sto
     "Leave out what cannot reach `cut`, with zeros in its place"
     for t in range(lo, hi):
         a,b = start[t],stop[t]
-        n = drop(pre[t], shift, scale, rows[t], bias, slack, f32(cut - off[t]), cols[a:b], low[a:b], b - a)
+        n = drop(pre[t], shift, scale, rows[t], bias, slack, f32(cut - 2*off[t]), cols[a:b], low[a:b], b - a)
         low[a+n:b] = f32(0)
         stop[t] = a + n
 
@@ -448,7 +450,7 @@ def _numbers(pre): # What a loop needs to read a product: bits, shift, scale of 
 def select(self:CompiledBackend, pre, bias, x, E, activation, k):
     "The active features of every row"
     B,width,args = len(pre),len(bias),(*_numbers(pre), bias, f32(2**-7 if pre.dtype == torch.bfloat16 else 0))
-    each,most = min(int(k), width) if activation == 'topk' else 0,width*B if activation == 'relu' else int(k*B)
+    each,most = min(int(k), width) if activation == 'topk' else 0,width*B if activation == 'relu' else min(int(k*B), width*B)
     if activation == 'batchtopk' and self.guess is None: self.guess = self.first_guess(pre, bias, k)
     codes = self.collect(args, each, most)
     if pre.dtype != torch.float32: self.exact(codes, x, E, bias)
@@ -491,7 +493,7 @@ def first_guess(self:CompiledBackend, pre, bias, k):
     "A threshold from 64 rows, somewhat too low"
     every = max(1, len(pre)//64)
     z = ((pre.float(every) if isinstance(pre, Product) else pre[::every].float()) + bias).flatten()
-    return .9*float(z.topk(max(1, int(k*len(z)/len(bias)))).values.min().clamp(0))
+    return .9*float(z.topk(min(len(z), max(1, int(k*len(z)/len(bias))))).values.min().clamp(0))
 
 @patch
 def kth_largest(self:CompiledBackend, values, k, steps):
@@ -533,22 +535,40 @@ def exact(self:CompiledBackend, codes, x, E, bias):
     first,rows,at = self.sort(codes, len(E))
     self.run(exact_rows, self.cuts(first, 1), first, rows, at, x, E, bias, self.buffer('fvalues', codes.values.shape), codes.values)
 
+# %% ../../nbs/sae/00_compiled.ipynb #e275cf27
+@patch
+def turn(self:CompiledBackend, codes, dvalues, width):
+    "Keep rows, values and their gradients in the order of features"
+    self.first,self.frows,at = self.sort(codes, width)
+    at = at[:int(self.first[-1])]
+    self.fvalues,self.fdvalues = (torch.index_select(o, 0, at, out=self.buffer(n, at.shape)) for n,o in (('fvalues', codes.values), ('fdvalues', dvalues)))
+
 # %% ../../nbs/sae/00_compiled.ipynb #dee35a43
 @patch
-def residuals(self:CompiledBackend, codes, D, target, ends, weights, penalty):
+def residuals(self:CompiledBackend, codes, D, target, ends, weights, penalty, add=None):
     "Squared error of every level and gradient of `b_dec`; keeps what the weights' gradients need"
+    if add: return self._residuals_of_all(codes, D, target, ends, weights, penalty, add)
     (B,d),L,P,width = target.shape,len(ends),self.pieces,len(D)
     self.codes,self.ends = codes,ends
     self.G,self.dvalues = self.buffer('G', (L, B, d)),self.buffer('dvalues', codes.values.shape)
     errors,total = torch.zeros(P, L, dtype=torch.float64),torch.zeros(P, d)
     codes = codes.start,codes.stop,codes.cols,codes.values
     self.run(residual_rows, self.even(B), *codes, D, target, ends, weights, f32(penalty), self.G, self.dvalues, own=(errors, total))
-    self.first,self.frows,at = self.sort(self.codes, width)
-    at = at[:int(self.first[-1])]
-    self.fvalues,self.fdvalues = (torch.index_select(o, 0, at, out=self.buffer(n, at.shape)) for n,o in (('fvalues', codes[3]), ('fdvalues', self.dvalues)))
+    self.turn(self.codes, self.dvalues, width)
     self.last = lambda: self.G[-1]/weights[-1]
     self.total,self.top = self.fvalues.sum(),lambda: self.G[0]
     return errors.sum(0).float(),total.sum(0)
+
+# %% ../../nbs/sae/00_compiled.ipynb #f6726f13
+@patch
+def _residuals_of_all(self:CompiledBackend, codes, D, target, ends, weights, penalty, add):
+    t = TorchBackend()
+    errors,total = t.residuals(codes, D, target, ends, weights, penalty, add)
+    start = offsets(t.row, len(target))
+    self.G,self.ends = t.G.movedim(1, 0).contiguous(),ends
+    self.turn(Codes(start[:-1], start[1:], t.col.int(), t.values), t.dvalues, len(D))
+    self.total,self.last,self.top = t.total,t.last,lambda: self.G[0]
+    return errors,total
 
 # %% ../../nbs/sae/00_compiled.ipynb #70c10be2
 @patch
