@@ -393,7 +393,8 @@ def large_pages(t:torch.Tensor # In the memory of the CPU
     "Ask Linux to keep a tensor in large pages"
     page,a = 2**21,t.data_ptr()
     first,last = -(-a//page)*page,(a + t.nbytes)//page*page
-    if sys.platform == 'linux' and last > first: ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), 25) # MADV_COLLAPSE
+    if sys.platform != 'linux' or last <= first: return
+    for advice in (14, 25): ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), advice) # MADV_HUGEPAGE for what is not written yet, MADV_COLLAPSE for what is
 
 # %% ../../nbs/sae/00_compiled.ipynb #894b6a80
 class CompiledBackend:
