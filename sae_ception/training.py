@@ -12,7 +12,6 @@ from dataclasses import dataclass,field
 
 import torch
 import torch.nn.functional as F
-from fastcore.all import patch
 from torch import nn
 
 from .core import SCHEDULES,check,check_types,config_hash,interruptible,lr_factor,pick_device,progress,seeded,stream_seed

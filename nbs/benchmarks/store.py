@@ -102,7 +102,7 @@ def cold(path, batch, rounds):
         start,rows = time.perf_counter(),Store(path).rows()
         for _ in range(rows.total//batch): rows.batch(batch)
         rates['first'].append(rows.store.bytes/(time.perf_counter() - start))
-        for o in rows.ahead[1]: o.join()
+        rows.ahead[1].join()
         again = rows.store.rows()
         del rows
         drop(path)

@@ -535,6 +535,14 @@ def exact(self:CompiledBackend, codes, x, E, bias):
     first,rows,at = self.sort(codes, len(E))
     self.run(exact_rows, self.cuts(first, 1), first, rows, at, x, E, bias, self.buffer('fvalues', codes.values.shape), codes.values)
 
+# %% ../../nbs/sae/00_compiled.ipynb #e275cf27
+@patch
+def turn(self:CompiledBackend, codes, dvalues, width):
+    "Keep rows, values and their gradients in the order of features"
+    self.first,self.frows,at = self.sort(codes, width)
+    at = at[:int(self.first[-1])]
+    self.fvalues,self.fdvalues = (torch.index_select(o, 0, at, out=self.buffer(n, at.shape)) for n,o in (('fvalues', codes.values), ('fdvalues', dvalues)))
+
 # %% ../../nbs/sae/00_compiled.ipynb #dee35a43
 @patch
 def residuals(self:CompiledBackend, codes, D, target, ends, weights, penalty, add=None):
@@ -546,9 +554,7 @@ def residuals(self:CompiledBackend, codes, D, target, ends, weights, penalty, ad
     errors,total = torch.zeros(P, L, dtype=torch.float64),torch.zeros(P, d)
     codes = codes.start,codes.stop,codes.cols,codes.values
     self.run(residual_rows, self.even(B), *codes, D, target, ends, weights, f32(penalty), self.G, self.dvalues, own=(errors, total))
-    self.first,self.frows,at = self.sort(self.codes, width)
-    at = at[:int(self.first[-1])]
-    self.fvalues,self.fdvalues = (torch.index_select(o, 0, at, out=self.buffer(n, at.shape)) for n,o in (('fvalues', codes[3]), ('fdvalues', self.dvalues)))
+    self.turn(self.codes, self.dvalues, width)
     self.last = lambda: self.G[-1]/weights[-1]
     self.total,self.top = self.fvalues.sum(),lambda: self.G[0]
     return errors.sum(0).float(),total.sum(0)
@@ -558,10 +564,9 @@ def residuals(self:CompiledBackend, codes, D, target, ends, weights, penalty, ad
 def _residuals_of_all(self:CompiledBackend, codes, D, target, ends, weights, penalty, add):
     t = TorchBackend()
     errors,total = t.residuals(codes, D, target, ends, weights, penalty, add)
-    start,n = offsets(t.row, len(target)),len(t.row)
-    self.G,self.ends,self.first,self.frows = t.G.movedim(1, 0).contiguous(),ends,self.buffer('first', (len(D) + 1,), torch.int64),self.buffer('frows', (n,), torch.int32)
-    self.fvalues,self.fdvalues = self.buffer('fvalues', (n,)),self.buffer('fdvalues', (n,))
-    by_feature(*(o.numpy() for o in (start[:-1], start[1:], t.col.int(), t.values, t.dvalues, self.first, self.frows, self.fvalues, self.fdvalues)))
+    start = offsets(t.row, len(target))
+    self.G,self.ends = t.G.movedim(1, 0).contiguous(),ends
+    self.turn(Codes(start[:-1], start[1:], t.col.int(), t.values), t.dvalues, len(D))
     self.total,self.last,self.top = t.total,t.last,lambda: self.G[0]
     return errors,total
 
