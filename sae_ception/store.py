@@ -18,8 +18,8 @@ from .claims import Claims
 from .core import config_diff,config_hash,generator,interruptible,logger,plain,read_json,write_json,write_tensors
 from .gather import Gather,touch
 from .processes import apart
-from .run import checksum,versions
 from .rows import Masks,MemoryRows,Rows,_check_fit,_survey,keep_rows,model_facts,read_sites
+from .run import checksum,versions
 from .tables import listed
 from .tokens import TokenStream
 
@@ -469,7 +469,7 @@ def held_out(self:StoreRows, n:int # Rows
 @patch
 def rows(self:Store, sites=None, # Names; all when absent
          masks:Masks=Masks(), # Which rows are left out
-         block:int=64, # Rows that are read in one go
+         block:int=64, # Rows of a shard that stay together; fewer for batches below 1,024
          open_shards:int=8, # That runs are drawn from at a time
          seed:int=0 # Decides the order
         )->StoreRows:
