@@ -107,7 +107,10 @@ def call_seconds(c:Call, # The call
                 )->tuple: # Seconds without overhead, and what limits it
     "The roofline of one call"
     ways = {'memory': c.bytes/m.bandwidth, 'elements': c.elements/m.elements}
-    if c.rate: ways[f'products ({c.rate})' if c.rate in PRODUCTS else c.rate] = c.amount/((getattr(m, c.rate) or m.bf16) if c.amount else 1)
+    if c.rate and c.amount:
+        rate = getattr(m, c.rate) or m.bf16*(c.rate == 'attention')
+        if not rate: raise ValueError(f'machine {m.name} has no {c.rate}: give it a rate, or choose another machine')
+        ways[f'products ({c.rate})' if c.rate in PRODUCTS else c.rate] = c.amount/rate
     limit = max(ways, key=ways.get)
     return ways[limit],limit
 
@@ -492,7 +495,7 @@ def summary(q:CostConfig, # The question
            )->dict: # machine, gpus, tokens_per_second, storage_GB, memory_GiB, hours, gpu_hours, most, measured
     "Tokens a second, gigabytes and hours"
     m,table = machine(q.machine if m is None else m),cost(q, m)
-    spent = table.seconds.sum()
+    spent = float(table.seconds.sum())
     tokens = q.tokens if q.job != 'cycle' else q.context*q.examples*q.seeds*((1 if q.together else q.arms)*q.epochs + q.cycles*q.arms*q.tune_epochs)
     return dict(model=q.model, machine=m.name, gpus=q.gpus, tokens_per_second=tokens/spent, storage_GB=sum(storage(q).values())/1e9, memory_GiB=needed(planned(q))/GiB,
                 hours=spent/3600, gpu_hours=q.gpus*spent/3600, most=table.part[table.seconds.argmax()], measured=m.measured)
