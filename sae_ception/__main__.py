@@ -6,18 +6,21 @@
 __all__ = ['main']
 
 # %% ../nbs/cycle/07_command.ipynb #c7e98704
-import argparse,sys
+import argparse,os,sys
 from pathlib import Path
 
-from .launch import Refused,experiments,find_notebook,grid,parameters,read_assignments,read_preset,report,run_name,run_notebook,summary,sweep,text_table
+from .launch import Refused,experiments,find_notebook,grid,parameters,planned,read_assignments,read_preset,report,run_name,run_notebook,summary,sweep,text_table
+from .peers import check_processes,leave,run_together,started
 from .slurm import keep_states,read_settings,submit
 
 # %% ../nbs/cycle/07_command.ipynb #a3ad9b16
+def _refuse(message): raise Refused(f'{message}; see --help')
+
 def _parser(about):
     "The options, below what the help is about"
     p = argparse.ArgumentParser('sae_ception', usage='sae_ception EXPERIMENT [parameter=value ...] [options]', description=about,
                                 formatter_class=argparse.RawDescriptionHelpFormatter, add_help=False, allow_abbrev=False)
-    add = p.add_argument
+    add,p.error = p.add_argument,_refuse
     add('words', nargs='*', help=argparse.SUPPRESS)
     add('--out', metavar='DIR', help='run directory, or the parent of the parts of a sweep (default: runs/EXPERIMENT[/NAME])')
     add('--preset', metavar='FILE', action='append', default=[], help='YAML file with parameters, or the name of one in presets/ beside the notebook; may be given again, later ones win')
@@ -38,6 +41,7 @@ def _overview():
     lines = [f'  {name:12} {summary(path)}' for name,path in experiments().items()] or ['  none here; run a notebook of your own']
     return '\n'.join(['Runs experiment notebooks. EXPERIMENT is one of these, or the path of a notebook with a parameters cell:', '', *lines, '',
                       '`sae_ception EXPERIMENT --help` shows the parameters of an experiment.',
+                      '`torchrun --standalone --nproc-per-node N -m sae_ception EXPERIMENT ...` does one run in N processes.',
                       '`sae_ception runs` lists what was run, filters, compares and exports it: `sae_ception runs --help`.'])
 
 def _about(notebook):
@@ -47,12 +51,13 @@ def _about(notebook):
     return '\n'.join([f'{notebook.stem}: {summary(notebook)}', '', text_table(rows)])
 
 # %% ../nbs/cycle/07_command.ipynb #fc8ede26
-def _check_options(o):
+def _check_options(o, me):
     "Refuse options that do not go together"
     ways = dict(part=o.part is not None, jobs=o.jobs != 1, slurm=o.slurm is not None, report=o.report)
     chosen = [f'--{k}' for k,v in ways.items() if v]
     if chosen and not o.sweep: raise Refused(f"{' and '.join(chosen)} belong{'s' * (len(chosen) == 1)} to --sweep")
     if len(chosen) > 1: raise Refused(f"{' and '.join(chosen)} are different ways to do a sweep: choose one of them")
+    if me.size > 1 and o.sweep and o.part is None: raise Refused(f'{me.by} started {me.size} processes, which do one run together: of a sweep they take a --part I')
     if o.jobs < 1: raise Refused(f'--jobs {o.jobs}: must be 1 or more')
     if o.resume and (o.slurm is not None or o.report): raise Refused('--resume is for a run or a sweep on this machine: --slurm goes on from what was begun in any case')
     if o.sweep and o.part is None and (o.until or o.scratch): raise Refused('--until and --scratch are for one run or --part; with --slurm it is stages= and scratch=')
@@ -63,6 +68,7 @@ def _runs(argv):
     p = argparse.ArgumentParser('sae_ception runs', usage='sae_ception runs [DIR ...] [name=value ...] [options]', allow_abbrev=False,
                                 description='Lists what was run. A filter names `state`, `experiment` or a parameter: state=failed,killed lr=1e-3')
     p.add_argument('words', nargs='*', help=argparse.SUPPRESS)
+    p.error = _refuse
     p.add_argument('--metrics', metavar='A,B', default='', help='metrics to show (default: a few that matter most)')
     p.add_argument('--compare', action='store_true', help='the runs side by side: parameters that differ, and metrics')
     p.add_argument('--export', metavar='FILE', help='write all parameters and metrics to a .csv or .parquet file')
@@ -86,27 +92,42 @@ def _sweep(o, notebook, given, parts):
     if o.part is None: return sweep(notebook, parts, o.out, o.jobs, o.resume)
     if not 0 <= o.part < len(parts): raise Refused(f'--part {o.part}: the sweep has {len(parts)} parts, 0 to {len(parts)-1}')
     values = parts[o.part]
-    return run_notebook(notebook, values, Path(o.out or Path('runs')/notebook.stem)/run_name(parameters(notebook), values), o.resume, o.until, o.scratch)
+    return _run(o, notebook, values, Path(o.out or Path('runs')/notebook.stem)/run_name(parameters(notebook), values))
+
+def _run(o, notebook, values, out):
+    "One run, in this process or in all that were started"
+    together = started().size > 1 and values.get('processes') != 1
+    if not together: os.environ |= dict(WORLD_SIZE='1') if started().by else {} # of several tasks that srun started, each is a run of its own
+    return (run_together if together else run_notebook)(notebook, values, out, o.resume, o.until, o.scratch)
 
 def _command(argv):
     "What `main` does, refusals aside"
+    if (me := started()).rank and (argv[:1] == ['runs'] or not argv or {'-h', '--help'} & {*argv}): return 0
     if argv[:1] == ['runs']: return _runs(argv[1:])
     o = _parser('').parse_intermixed_args(argv)
     if not o.words: print(_parser(_overview()).format_help(), end=''); return 0
     notebook,words = find_notebook(o.words[0]),o.words[1:]
     if o.help: print(_parser(_about(notebook)).format_help(), end=''); return 0
-    _check_options(o)
+    _check_options(o, me)
     params = parameters(notebook)
     given = {k: v for name in o.preset for k,v in read_preset(name, notebook).items()} | read_assignments(words, params)
     parts = grid(params, given, o.sweep)
-    return _sweep(o, notebook, given, parts) if o.sweep else run_notebook(notebook, parts[0], o.out, o.resume, o.until, o.scratch)
+    if o.slurm is None and not o.report: check_processes(notebook, planned(notebook, parts[0])[1], started())
+    return _sweep(o, notebook, given, parts) if o.sweep else _run(o, notebook, parts[0], o.out)
 
 # %% ../nbs/cycle/07_command.ipynb #f548f2f7
+def _refused(text):
+    "Say it once, whatever the number of processes"
+    if started().rank: return leave(2)
+    print(text, file=sys.stderr, flush=True)
+    return leave(2, text)
+
+# %% ../nbs/cycle/07_command.ipynb #070de2f7
 def main(argv:list=None # The words after the command's name; those of this process when absent
         )->int: # Exit code: 0, 1 a failure, 2 a refusal, 130, 138 or 143 a signal
     "The command `sae_ception`"
     try: return _command(sys.argv[1:] if argv is None else argv)
-    except Refused as e: print(f'sae_ception: {e}', file=sys.stderr); return 2
+    except Refused as e: return _refused(f'sae_ception: {e}')
     except KeyboardInterrupt: return 130
     except BrokenPipeError: return 0 # such as `| head`
 

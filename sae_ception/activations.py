@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from .core import generator,progress
-from .data import batches
+from .processes import rank,ranks,together
+from .data import order
 from .models import as_read
 from .reading import Reader,as_tokens,call,evaluating
 from .sites import Capture
@@ -37,9 +38,20 @@ def own_site(model, site=None):
     if site is None: raise ValueError(f'{type(model).__name__} has no `site` of its own: pass site=, one of `sites(model)`')
     return site
 
-def _sweep(task, split, batch_size, device):
+def _sweep(task, split, batch_size):
+    "Rows of every batch of a sweep, and which batches are this process's"
     size = batch_size or (1024 if isinstance(task.x, torch.Tensor) else 64)
-    return progress(batches(task, split, size, device=device, grouped=True), f'reading {split}', -(-len(task.splits[split])//size))
+    lists = order(task, split, group=size).split(size)
+    return lists,range(len(lists)) if len(lists) < ranks() else range(rank(), len(lists), ranks())
+
+def _all_rows(x, lists, sizes=None):
+    "Rows of all batches: those of one process's after those of the other's, or, by their sizes, in the order of the sweep"
+    if len(lists) < ranks() or ranks() == 1: return x
+    x = together(x)
+    if sizes is None: return x
+    turn = [i for r in range(ranks()) for i in range(r, len(lists), ranks())]
+    parts = dict(zip(turn, x.split([sizes[i] for i in turn])))
+    return torch.cat([parts[i] for i in range(len(lists))])
 
 def _natural(task, split, ids):
     "Where in `ids` each row of the split is"
@@ -59,8 +71,9 @@ def collect(model:nn.Module, # A classifier
     "Run the model over a split and keep what it computes, in the split's natural order"
     reader,task,rows = Reader(model, own_site(model, site), rule).to(device),as_read(model, task),[]
     with evaluating(reader):
-        for b in _sweep(task, split, batch_size, device): rows.append([o.cpu() for o in (*reader(b.x)[::-1], b.y, b.sample_id)])
-    h,logits,y,ids = (torch.cat(o) for o in zip(*rows))
+        lists,mine = _sweep(task, split, batch_size)
+        for b in progress((task.batch(lists[i], device) for i in mine), f'reading {split}', len(mine)): rows.append([o.cpu() for o in (*reader(b.x)[::-1], b.y, b.sample_id)])
+    h,logits,y,ids = (_all_rows(torch.cat(o), lists) for o in zip(*rows))
     back = _natural(task, split, ids)
     found = Activations(h[back].float(), logits[back].float(), y[back], ids[back], reader.site)
     bad = (~found.h.isfinite().all(1)).sum().item()
@@ -79,16 +92,21 @@ def collect_tokens(model:nn.Module, # A classifier
                    device='cpu' # Where to compute; the results come back to the CPU
                   )->torch.Tensor: # [n, d]
     "The activations of real tokens, or of all places of a picture"
-    site,task,parts,done,keep = own_site(model, site),as_read(model, task),[],0,None
+    site,task,parts,keep = own_site(model, site),as_read(model, task),[],None
+    lists,mine = _sweep(task, split, batch_size)
     with evaluating(model.to(device)):
-        for b in _sweep(task, split, batch_size, device):
+        for i in progress(mine, f'reading {split}'):
+            b = task.batch(lists[i], device)
             with Capture(model, site, stop=True) as got: call(model, b.x)
             h = as_tokens(got[site], got.places[site].view)
             h = h[b.x['attention_mask'].bool()] if isinstance(b.x, Mapping) else h.flatten(0, -2)
-            if keep is None: keep = _draw(task, split, len(h)//len(b.y), most, seed)
-            parts.append(h[keep[done:done+len(h)].to(h.device)].float().cpu())
-            done += len(h)
-    return torch.cat(parts)
+            if keep is None: keep = _draw(task, split, len(h)//len(b.y), most, seed).split(_tokens(task, lists, len(h)//len(b.y)))
+            parts.append(h[keep[i].to(h.device)].float().cpu())
+    return _all_rows(torch.cat(parts), lists, [int(o.sum()) for o in keep])
+
+def _tokens(task, lists, places):
+    "How many tokens each batch has"
+    return [int(task.x.lengths[o].sum()) if hasattr(task.x, 'lengths') else len(o)*places for o in lists]
 
 def _draw(task, split, places, most, seed):
     "Which of all tokens to keep, in the order of the sweep; `places` a row where rows have no lengths"

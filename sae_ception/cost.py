@@ -26,13 +26,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from .core import check,checksum,write_tensors
+from .core import check,write_tensors
 from .corpus import docstrings
 from .huggingface import DTYPES,train_tokenizer
 from .interpret.plots import LightFigure,style
 from .metrics.report import evaluate_arrays
 from .plan import GiB,Kernels,PlanConfig,meta_model,model_config,needed,shorter
 from .plan import _coder,_facts,_inputs,_quiet,_reads_pictures,_recompute,_task_loss,_text_loss
+from .run import checksum
 from .sae.coders import SAE,SAEConfig
 from .sae.engine import Group,SAETrainConfig,goes_sparse,project_gradient
 from .sae.kernels import _native_int8
@@ -473,7 +474,8 @@ def planned(q:CostConfig # The question
            )->PlanConfig:
     "What one device has to hold, as a question for `plan`"
     m,n = machine(q.machine),_scale(q)
-    changed = dict(buffer=q.buffer*q.sites, device_memory=m.memory if m.cuda else 0., gpus=q.gpus if q.layout == 'sharded' else 1,
+    slices = q.gpus if q.layout == 'sharded' else 1
+    changed = dict(buffer=q.buffer*q.sites, device_memory=m.memory if m.cuda else 0., gpus=slices, shards=slices, offload=False,
                    coders=_turns(q) if q.job == 'lm_sae' else q.arms*q.seeds if q.together else 1)
     share = -(-q.batch_size//n)
     if q.layout == 'data' and n > 1: changed |= dict(batch_size=share, accumulation=min(q.accumulation, share), sae_batch=-(-q.sae_batch//n))

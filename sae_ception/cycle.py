@@ -17,14 +17,17 @@ from fastcore.all import patch
 from joblib import Parallel,delayed
 
 from .activations import collect,collect_tokens
-from .core import Run,check,logger,pick_device,plain,progress,read_json,write_json
+from .core import check,check_types,logger,pick_device,plain,progress,read_json,write_json
+from .run import Run,drop
 from .metrics.report import evaluate_activations
 from .metrics.robustness import robustness
 from .models import as_read,load_model,make_model,save_model
 from .reading import Reader
+from .processes import apart,first,share,wait
 from .sae.coders import SAEConfig,load_sae,save_sae
 from .sae.training import SAETrainConfig,train_saes
 from .sharpening import STRATEGIES,OnlineTargets,SharpenConfig,make_targets
+from .tracking import tracked
 from .training import Auxiliary,TrainConfig,finetune,trainable
 
 # %% ../nbs/cycle/00_cycle.ipynb #4e6dc70c
@@ -102,15 +105,16 @@ class CycleConfig:
     attack_rows: int = 500 # Attack at most so many rows
 
     def __post_init__(self):
+        check_types(self)
         check(self.cycles >= 0, self, 'cycles', 'must not be negative')
         check(self.aux_weight >= 0, self, 'aux_weight', 'λ must not be negative')
         check(self.protocol in ('continue', 'reinit'), self, 'protocol', 'choose continue or reinit')
         check(self.sae_on in ('pooled', 'tokens'), self, 'sae_on', 'choose pooled or tokens')
         for o in ('sae_rows', 'attack_rows'): check(getattr(self, o) >= 1, self, o, 'must be at least 1')
-        check(all(o > 0 for o in self.attack), self, 'attack', 'radii must be above 0')
-        for o in ('arms', 'seeds'):
+        check(all(isinstance(o, (int, float)) and o > 0 for o in self.attack), self, 'attack', 'radii must be numbers above 0')
+        for o,kind in dict(arms=str, seeds=int).items():
             found = getattr(self, o)
-            check(isinstance(found, (tuple, list)) and len(set(found)) == len(found) > 0, self, o, 'must be a tuple of at least one, each once')
+            check(all(isinstance(x, kind) for x in found) and len(set(found)) == len(found) > 0, self, o, 'must be a tuple of at least one, each once')
         for arm in self.parsed: self._check_k(arm)
 
 # %% ../nbs/cycle/00_cycle.ipynb #de1f21be
@@ -154,13 +158,15 @@ class _Cycle:
     def stages(self, members, name): return [self.run.stage(_folder(self.config, m, self.cycle)/name) for m in members]
     def checkpoint(self, name): return self.run.path/f'cycle_{self.cycle}/.{name}.safetensors'
     def done(self, name):
-        for o in (self.run.path/f'cycle_{self.cycle}').glob(f'.{name}.safetensors*'): o.unlink()
+        for o in (self.run.path/f'cycle_{self.cycle}').glob(f'.{name}.safetensors*'):
+            if o.is_file(): drop(o)
 
 # %% ../nbs/cycle/00_cycle.ipynb #8289e99c
 @patch
 def models(self:_Cycle, members, last):
     stages = self.stages(members, 'model')
     if all(o.done for o in stages):
+        self.done('model')
         for m,o in zip(members, stages): m.model,m.facts = load_model(o.path).eval(),read_json(o.path/'facts.json')
         return
     c,fresh = self.config,self.config.protocol == 'reinit' or not self.cycle
@@ -195,6 +201,7 @@ def saes(self:_Cycle, members):
     for m in progress(members, 'collecting activations', len(members)): m.acts = {s: self.read(m, s) for s in ('train', 'validation')}
     stages,device = self.stages(members, 'sae'),pick_device(self.config.tune.device)
     if all(o.done for o in stages):
+        self.done('sae')
         for m,o in zip(members, stages): m.sae = load_sae(o.path)
         return
     stack = lambda split: torch.stack([self.sae_rows(m, split, device) for m in members])
@@ -219,12 +226,19 @@ def sae_rows(self:_Cycle, member, split, device):
 def results(self:_Cycle, members):
     "One row a member"
     files = [self.run.path/_folder(self.config, m, self.cycle)/'results.json' for m in members]
-    todo = [(m, f) for m,f in zip(members, files) if not f.exists()]
+    there = first([f.exists() for f in files])
+    todo = [(m, f) for m,f,old in zip(members, files, there) if not old]
+    todo = todo[share(len(todo))]
+    with apart(): self._results(todo)
+    wait()
+    return [read_json(f) for f in files]
+
+@patch
+def _results(self:_Cycle, todo):
     jobs = (delayed(_evaluate)(Member(m.arm, m.seed, sae=m.sae, facts=m.facts), self.cycle, m.acts['train'], self.read(m, 'test'), self.attacked(m), f, self.config.probe_rows)
             for m,f in todo)
     for f in progress(Parallel(min(os.cpu_count(), 1 + len(todo)//8), return_as='generator')(jobs), f'evaluating cycle {self.cycle}', len(todo)):
         self.run.log('evaluated', file=f.relative_to(self.run.path).as_posix())
-    return [read_json(f) for f in files]
 
 @patch
 def attacked(self:_Cycle, m):
@@ -256,14 +270,22 @@ def _check_site(task, config):
 # %% ../nbs/cycle/00_cycle.ipynb #bdcc403a
 def run_cycles(task, # The `Task`
                config:CycleConfig=CycleConfig(), # What to do
-               path=None # The run directory, where everything is kept; a temporary one if not given
+               path=None, # The run directory, where everything is kept; a temporary one if not given
+               log_to=() # Trackers, as for `tracking.Tracking`
               )->pd.DataFrame: # One row for each cycle, arm and seed: facts and metrics
     "Run every arm and seed through all cycles"
     if path is None:
-        with tempfile.TemporaryDirectory() as d: return run_cycles(task, config, d)
-    site,read = _check_site(task, config)
-    run = Run(path, dict(task=task.name, fingerprint=task.fingerprint, **plain(config)))
-    one = lambda cycle, members, last: _one(_Cycle(run, task, read, config, site, cycle), members, last)
+        with tempfile.TemporaryDirectory() as d: return run_cycles(task, config, first(d), log_to)
+    with tracked(log_to) as tracking:
+        site,read = _check_site(task, config)
+        run = Run(path, dict(task=task.name, fingerprint=task.fingerprint, **plain(config)))
+        tracking.start(run.path, run.config)
+        table = pd.DataFrame(_cycles(run, task, read, config, site, tracking))
+        tracking.table('cycles', table)
+    return table
+
+def _cycles(run, task, read, config, site, tracking):
+    one = lambda cycle, members, last: _one(_Cycle(run, task, read, config, site, cycle), members, last, tracking)
     members = [Member(BASE, s) for s in config.seeds]
     rows,last = one(0, members, members),members
     arms = [Member(a, s) for a in config.parsed for s in config.seeds]
@@ -272,12 +294,14 @@ def run_cycles(task, # The `Task`
         members = [Member(m.arm, m.seed) for m in arms]
         rows += one(cycle, members, last)
         last = members
-    return pd.DataFrame(rows)
+    return rows
 
-def _one(one, members, last):
+def _one(one, members, last, tracking):
     logger.info('cycle %d: %d model%s', one.cycle, len(members), 's'*(len(members) > 1))
     one.models(members, last)
+    tracking.curves()
     one.saes(members)
+    tracking.curves()
     rows = one.results(members)
     one.run.reached(f'cycle_{one.cycle}')
     return rows

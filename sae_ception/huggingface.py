@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['DTYPES', 'is_fresh', 'fresh_config', 'train_tokenizer', 'load_tokenizer', 'with_padding', 'quietly', 'read_model',
-           'load_lm', 'Texts', 'encode', 'Pictures', 'Inputs', 'takes_positions', 'load_classifier']
+           'load_lm', 'write_model', 'save_lm', 'Texts', 'encode', 'Pictures', 'Inputs', 'takes_positions',
+           'load_classifier']
 
 # %% ../nbs/foundations/02_huggingface.ipynb #ec878297
 import inspect,re
@@ -20,6 +21,9 @@ from fastcore.all import patch
 from packaging.version import Version
 
 from .core import config_hash,logger,seeded
+from .processes import leads,wait
+from .sharding import fill,gathered,shard,sharded
+from .tables import reach_hub
 
 # %% ../nbs/foundations/02_huggingface.ipynb #9ef28f05
 _fresh = re.compile(r'([a-z][\w-]*):(\d+)x(\d+)$')
@@ -77,6 +81,7 @@ def train_tokenizer(texts, # Strings
 # %% ../nbs/foundations/02_huggingface.ipynb #05ba5054
 def _fetch(what, name, load):
     "Call `load`, and explain what is missing when that fails"
+    if not Path(name).exists(): reach_hub()
     try: return load()
     except (OSError, ValueError, KeyError) as e: why = ' '.join(str(e).split())
     gated = any(o in why.lower() for o in ('gated', '401', '403', 'access to model'))
@@ -122,32 +127,50 @@ def quietly():
         talk.set_verbosity(level)
         if bars: talk.enable_progress_bar()
 
+def _as(dtype):
+    import transformers
+    return {'dtype' if Version(transformers.__version__) >= Version('4.56') else 'torch_dtype': dtype} # it was renamed
+
 def read_model(auto, # A class such as `AutoModelForCausalLM`
                name, # Hub name or folder
                dtype:torch.dtype=torch.float32, # Of the weights
                **kwargs # As for `from_pretrained`
               ): # In evaluation mode
     "Read a model's weights from safetensors"
-    import transformers
-    key = 'dtype' if Version(transformers.__version__) >= Version('4.56') else 'torch_dtype' # it was renamed
-    with quietly(): return auto.from_pretrained(name, use_safetensors=True, **{key: dtype}, **kwargs).eval()
+    with quietly(): return auto.from_pretrained(name, use_safetensors=True, **_as(dtype), **kwargs).eval()
 
-def _build(auto, name, config, seed, dtype, revision, what):
+# %% ../nbs/foundations/02_huggingface.ipynb #c8e43a13
+def _in_slices(auto, name, config, dtype, revision, what, layout):
+    from accelerate import init_empty_weights # these two take seconds to load, and most models come whole
+    from huggingface_hub import snapshot_download
+    folder = name if Path(name).is_dir() else _fetch(what, name, lambda: snapshot_download(name, revision=revision, allow_patterns=['*.safetensors', '*.safetensors.index.json', 'config.json']))
+    if config is None:
+        from transformers import AutoConfig
+        config = _fetch(what, name, lambda: AutoConfig.from_pretrained(folder))
+    with quietly(),init_empty_weights(): model = auto.from_config(config, **_as(dtype)).eval()
+    model.tie_weights()
+    return fill(shard(model, layout), folder, layout, new_head=what != 'a language model')
+
+def _build(auto, name, config, seed, dtype, revision, what, layout=None):
     "A model of the class `auto`: new if the name spells one, read otherwise"
+    spread = layout is not None and (layout.shards > 1 or layout.offload)
     with seeded(seed):
         if is_fresh(name):
             try: model = auto.from_config(config).to(dtype).eval()
             except ValueError: raise ValueError(f'model={name!r}: models of type {config.model_type} cannot be {what}; choose another model for this task') from None
+            if spread: shard(model, layout)
+        elif spread: model = _in_slices(auto, name, config, dtype, revision, what, layout)
         else: model = _fetch(what, name, lambda: read_model(auto, name, dtype, config=config, revision=revision))
     if hasattr(model.config, 'use_cache'): model.config.use_cache = False # keys and values are for generation, which asks for them itself
     return model
 
-# %% ../nbs/foundations/02_huggingface.ipynb #c8e43a13
+# %% ../nbs/foundations/02_huggingface.ipynb #7e7e5b9c
 def load_lm(name:str, # Hub name, folder, or a new one such as `gpt2:128x4`
             tokenizer=None, # For a new model: decides the vocabulary; otherwise the model's own
             seed:int=0, # Decides the weights of a new model
             dtype:str='float32', # `float32`, `bf16` or `float16`
-            revision:str=None # A commit, tag or branch of the hub
+            revision:str=None, # A commit, tag or branch of the hub
+            layout=None # Spread the model over processes as this `TrainConfig` or `PretrainConfig` says; each has all of it when absent
            )->tuple: # The model, in evaluation mode, and its tokenizer
     "A language model and its tokenizer"
     from transformers import AutoModelForCausalLM
@@ -156,10 +179,28 @@ def load_lm(name:str, # Hub name, folder, or a new one such as `gpt2:128x4`
         if tokenizer is None: raise ValueError(f'model={name!r} is new and has no tokenizer: pass one, such as `train_tokenizer(texts)`')
         config = fresh_config(name, vocab_size=len(tokenizer), **_special(tokenizer))
     tokenizer = tokenizer or load_tokenizer(name, revision)
-    model = _build(AutoModelForCausalLM, name, config, seed, kind, revision, 'a language model')
+    model = _build(AutoModelForCausalLM, name, config, seed, kind, revision, 'a language model', layout)
     if (rows := model.get_input_embeddings().num_embeddings) < len(tokenizer):
         raise ValueError(f'model {name!r} embeds {rows} tokens and its tokenizer has {len(tokenizer)}: they do not belong together')
     return model,tokenizer
+
+# %% ../nbs/foundations/02_huggingface.ipynb #cbfbd58e
+def write_model(model, # Of `transformers`, whole or in slices
+                folder # Where to
+               ):
+    "Write a model's configuration and weights, from the first process"
+    one,state = (model.__dict__['_empty'], gathered(model)) if sharded(model) else (model, None)
+    if leads():
+        with quietly(): one.save_pretrained(folder, state_dict=state)
+
+def save_lm(folder, # Where to
+            model, # As for `write_model`
+            tokenizer # The model's
+           ):
+    "Write a language model and its tokenizer"
+    write_model(model, folder)
+    if leads(): tokenizer.save_pretrained(folder)
+    wait()
 
 # %% ../nbs/foundations/02_huggingface.ipynb #d30cef15
 class Texts:

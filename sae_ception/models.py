@@ -19,8 +19,10 @@ from torch import nn
 from torch.func import functional_call,vmap
 
 from .core import read_json,read_tensors,seeded,write_json,write_tensors
-from .huggingface import DTYPES,Inputs,load_classifier,load_tokenizer,quietly,read_model
+from .huggingface import DTYPES,Inputs,load_classifier,load_tokenizer,read_model,write_model
+from .processes import leads,wait
 from .reading import reading_rule
+from .sharding import gathered
 
 # %% ../nbs/foundations/02_models.ipynb #bcb03908
 class MLP(nn.Module):
@@ -163,7 +165,7 @@ def save_model(path, # A folder
               ):
     "Write the model's weights and how to build it"
     if hasattr(model, 'inputs'): return _save_pretrained(Path(path), model)
-    write_tensors(Path(path)/'model.safetensors', model.state_dict())
+    write_tensors(Path(path)/'model.safetensors', gathered(model))
     write_json(Path(path)/'config.json', getattr(model, 'spec', None))
 
 def load_model(path, # A folder that `save_model` wrote
@@ -171,11 +173,15 @@ def load_model(path, # A folder that `save_model` wrote
               )->nn.Module:
     "Read a model back"
     if (Path(path)/'reads.json').exists(): return _load_pretrained(Path(path))
-    spec = read_json(Path(path)/'config.json')
+    file,weights = Path(path)/'config.json',Path(path)/'model.safetensors'
+    spec,state = read_json(file),read_tensors(weights)[0]
     if model is None:
-        if not spec: raise ValueError(f'{path} does not say how to build its model: pass the model to fill')
-        model = _build(spec)
-    model.load_state_dict(read_tensors(Path(path)/'model.safetensors')[0])
+        if not spec: raise ValueError(f'{file} does not say how to build its model: pass the model to fill')
+        try: model = _build(spec)
+        except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as e: raise ValueError(f'{file} does not say how to build a model ({e!r}): put an intact copy in its place') from None
+    if bad := [n for n,o in state.items() if not o.isfinite().all()]: raise ValueError(f'{weights} holds numbers that are not finite, in {bad[0]}')
+    try: model.load_state_dict(state)
+    except RuntimeError as e: raise ValueError(f'{weights} is not of this model: {" ".join(str(e).split())[:300]}') from None
     return model
 
 # %% ../nbs/foundations/02_models.ipynb #3551c948
@@ -183,10 +189,11 @@ def _save_pretrained(path, model):
     "Every file is written beside its place and moved there"
     path.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path, prefix='.') as d:
-        with quietly(): model.save_pretrained(d)
-        if model.inputs.tokenizer: model.inputs.tokenizer.save_pretrained(d)
+        write_model(model, d)
+        if model.inputs.tokenizer and leads(): model.inputs.tokenizer.save_pretrained(d)
         for o in sorted(Path(d).iterdir()): os.replace(o, path/o.name)
     write_json(path/'reads.json', dict(spec=model.spec, reads=model.reads, site=model.site, inputs=replace(model.inputs, tokenizer=None)))
+    wait()
 
 def _load_pretrained(path):
     from transformers import AutoModelForImageClassification,AutoModelForSequenceClassification # half a second, that small models should not pay

@@ -9,21 +9,23 @@ __all__ = ['ARMS', 'PretrainConfig', 'TokenTargets', 'parse_token_arm', 'token_a
 # %% ../nbs/sharpening/02_pretraining.ipynb #0be7ad96
 import copy,math
 from contextlib import nullcontext
-from dataclasses import dataclass,replace as but
+from dataclasses import dataclass,field,replace as but
 
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from fastcore.all import patch
 
-from .core import (Checkpoint,SCHEDULES,check,config_hash,generator,interruptible,logger,lr_factor,optimizer_tensors,pick_device,progress,
-                              restore_optimizer,seeded,stream_seed,write_json)
-from .huggingface import is_fresh,load_lm,load_tokenizer,quietly,train_tokenizer
-from .metrics.downstream import _device,_logits,at_work,next_token_loss,next_tokens,perplexity
+from .core import SCHEDULES,check,check_types,config_hash,generator,interruptible,logger,lr_factor,pick_device,progress,seeded,stream_seed,write_json
+from .run import Checkpoint,optimizer_tensors,restore_optimizer
+from .huggingface import is_fresh,load_lm,load_tokenizer,save_lm,train_tokenizer
+from .metrics.downstream import _logits,at_work,next_tokens,perplexity
+from .processes import add_up,agree,ranks,share,together
+from .sharding import device_of,local,shard,sharded,squares,whole
 from .sharpening import OnlineTargets,SharpenConfig,per_example,sharpening_report
 from .sites import Capture,find_site
 from .tokens import TokenBatch,TokenStream
-from .training import Auxiliary,Fit,_recomputing
+from .training import Auxiliary,Fit,backward,clip,draw,recomputing,sum_up,with_moments
 
 # %% ../nbs/sharpening/02_pretraining.ipynb #d0e92479
 def _slice(b, rows, device='cpu'): return TokenBatch(*(o[rows].to(device) for o in (b.ids, b.doc, b.position)))
@@ -45,9 +47,12 @@ class PretrainConfig:
     checkpointing: bool = False # Recompute activations in the backward pass: slower, and much less memory
     evaluations: int = 5 # How often to measure held-out perplexity, evenly spread; the last time is at the end
     device: str = 'auto' # `auto`, `cpu`, `cuda`, ...
+    shards: int = field(default=1, compare=False) # Processes that share one copy of the weights; 1: each has its own
+    offload: bool = field(default=False, compare=False) # Keep weights, gradients and moments in the machine's memory, not on the GPU
 
     def __post_init__(self):
-        for o in ('tokens', 'batch_size', 'accumulation', 'evaluations'): check(getattr(self, o) >= 1, self, o, 'must be at least 1')
+        check_types(self)
+        for o in ('tokens', 'batch_size', 'accumulation', 'evaluations', 'shards'): check(getattr(self, o) >= 1, self, o, 'must be at least 1')
         check(self.accumulation <= self.batch_size, self, 'accumulation', f'cannot split a batch of {self.batch_size} contexts into so many parts')
         check(self.lr > 0, self, 'lr', 'must be positive')
         for o in ('weight_decay', 'clip'): check(getattr(self, o) >= 0, self, o, 'must not be negative')
@@ -128,28 +133,37 @@ def token_auxiliary(arm:str, # As for `parse_token_arm`
     return Auxiliary(weight, TokenTargets(sae, k, 'per_token' if name == 'control' else name, seed), 'mse')
 
 # %% ../nbs/sharpening/02_pretraining.ipynb #0c0c9d24
+def _working(b, h, counts):
+    "Which positions are at work, and how many there are in all processes"
+    norms = together(h.detach().flatten(2).float().norm(dim=-1)[(b.position >= 0) & counts])
+    work = at_work(b, h, typical=norms.median() if len(norms) else 0.) & counts
+    add_up([n := work.sum().double()])
+    return work,n
+
 def _losses(model, b, aux, site, precision):
-    "Summed loss of the next tokens, auxiliary loss of the tokens at work, and those: activations and ids"
+    "Summed loss of the next tokens of this process, its share of the auxiliary loss, and what that is of: activations and ids"
+    own = share(len(b))
+    counts,b = own.start < own.stop,_slice(b, own if own.start < own.stop else slice(0, 1), device_of(model))
     capture = Capture(model, site) if site else nullcontext()
     with torch.autocast(b.ids.device.type, torch.bfloat16, enabled=precision == 'bf16'), capture as got: logits = _logits(model, b)
-    task = next_token_loss(logits, b.ids, b.real, b.doc, 'sum')
-    if not site or not (work := at_work(b, got[site])).any(): return task,task.new_zeros(()),None,None
+    task = counts*F.cross_entropy(logits.float().flatten(0, 1), next_tokens(b.ids, b.real, b.doc).flatten(), ignore_index=-100, reduction='sum')
+    if not site: return task,task.new_zeros(()),None,None
+    work,n = _working(b, got[site], counts)
     h,ids = got[site].float().flatten(2)[work],b.ids[work]
-    with torch.set_grad_enabled(aux.weight > 0): return task,aux(h, ids, None),h,ids
+    with torch.set_grad_enabled(aux.weight > 0): return task,aux(h, ids, None)*(len(h)/n.item()) if len(h) else task.new_zeros(()),h,ids
 
 # %% ../nbs/sharpening/02_pretraining.ipynb #d871dffe
 class _Training:
     "A language model in training: what a checkpoint keeps"
-    def __init__(self, model, opt, stream, whose):
-        self.model,self.opt,self.stream,self.whose = model,opt,stream,whose
-        self.step,self.history,self.facts = 0,[],{}
-        self.sums = torch.zeros(3, dtype=torch.float64, device=_device(model)) # loss, auxiliary loss, steps
+    def __init__(self, model, moving, opt, stream, whose, seed, device):
+        self.model,self.moving,self.opt,self.stream,self.whose,self.seed,self.device = model,moving,opt,stream,whose,seed,device
+        self.step,self.history,self.facts,self.spread = 0,[],{},model if sharded(model) else None
+        self.sums = torch.zeros(3, dtype=torch.float64, device=device) # loss, auxiliary loss, steps
 
+    def gradients(self): return [p.grad for p in self.moving if p.grad is not None]
     def save(self):
-        cuda = dict(cuda=torch.cuda.get_rng_state(self.sums.device)) if self.sums.is_cuda else {}
-        own,facts = dict(sums=self.sums, rng=torch.get_rng_state(), **cuda),{o: getattr(self, o) for o in ('step', 'history', 'facts', 'whose')}
-        parts = dict(weights=dict(self.model.named_parameters()), buffers=dict(self.model.named_buffers()), opt=optimizer_tensors(self.opt), own=own)
-        return {f'{a}/{n}': v for a,o in parts.items() for n,v in o.items()},dict(facts, stream=self.stream.state())
+        parts = dict(weights=dict(self.model.named_parameters()), buffers=dict(self.model.named_buffers()), opt=optimizer_tensors(self.opt), own=dict(sums=self.sums))
+        return {f'{a}/{n}': v for a,o in parts.items() for n,v in o.items()},dict({o: getattr(self, o) for o in ('step', 'history', 'facts', 'whose')}, stream=self.stream.state())
 
 # %% ../nbs/sharpening/02_pretraining.ipynb #b3de8614
 @patch
@@ -158,12 +172,10 @@ def load(self:_Training, tensors, facts):
     if facts['whose'] != self.whose:
         raise ValueError('the checkpoint belongs to another training (text, configuration, model, site, seed or λ differ): remove it or name another file')
     part = lambda a: {n[len(a)+1:]: v for n,v in tensors.items() if n.startswith(a+'/')}
-    own = part('own')
     for a,now in dict(weights=self.model.named_parameters(), buffers=self.model.named_buffers()).items():
-        for n,p in now: p.copy_(part(a)[n])
+        for n,p in now: local(p).copy_(local(part(a)[n]))
     restore_optimizer(self.opt, part('opt'))
-    self.sums.copy_(own['sums']); torch.set_rng_state(own['rng'])
-    if 'cuda' in own: torch.cuda.set_rng_state(own['cuda'], self.sums.device)
+    self.sums.copy_(part('own')['sums'])
     self.step,self.history,self.facts = facts['step'],facts['history'],facts['facts']
     self.stream.load(facts['stream'])
 
@@ -171,28 +183,37 @@ def load(self:_Training, tensors, facts):
 def _step(s, b, aux, site, config):
     parts = [_slice(b, rows) for rows in torch.arange(len(b)).chunk(config.accumulation)]
     labels = [int((next_tokens(o.ids, o.real, o.doc) >= 0).sum()) for o in parts]
-    work = [int((o.position >= 0).sum()) for o in parts]
+    text = [int((o.position >= 0).sum()) for o in parts]
+    if not sum(labels): raise ValueError(f'a batch of shape {list(b.ids.shape)} has no token to predict: give contexts of at least two real tokens')
+    if not s.facts: s.facts = _first_look(s, parts[0], max(labels[0], 1), aux, site, config)
+    draw(s)
     s.opt.zero_grad()
-    for part,share in zip(parts, work):
-        task,pull,h,ids = _losses(s.model, _slice(part, slice(None), s.sums.device), aux, site, config.precision)
-        task,pull = task/sum(labels),pull*(share/max(sum(work), 1))
-        if not s.facts: s.facts = _first_look(s.model, task*sum(labels)/labels[0], pull*(sum(work)/max(share, 1)), aux, h, ids)
-        (task + aux.weight*pull if aux.weight else task).backward()
-        s.sums += torch.stack([task.detach(), pull.detach(), torch.ones_like(task)/len(parts)])
-    if config.clip: torch.nn.utils.clip_grad_norm_(s.model.parameters(), config.clip)
+    found = torch.zeros_like(s.sums)
+    for part,n in zip(parts, text):
+        task,pull,_,_ = _losses(s.model, part, aux, site, config.precision)
+        task,pull = task/sum(labels),pull*(n/max(sum(text), 1))
+        backward(task + aux.weight*pull if aux.weight else task, s.spread, part is parts[-1])
+        found += torch.stack([task.detach(), pull.detach(), torch.ones_like(task)/len(parts)/ranks()])
+    sum_up(s.gradients(), found, s.spread)
+    s.sums += found
+    if config.clip: clip(s.gradients(), config.clip)
     s.opt.step()
     s.step += 1
 
 # %% ../nbs/sharpening/02_pretraining.ipynb #c4a239d3
-def _first_look(model, task, pull, aux, h, ids):
-    if aux.weight and not pull.requires_grad:
-        raise ValueError('the auxiliary loss reaches no parameter that may move: train more of the model, or choose a later site')
-    params = [p for p in model.parameters() if p.requires_grad]
-    grads = lambda loss: [o for o in torch.autograd.grad(loss, params, retain_graph=True, allow_unused=True) if o is not None]
-    norm = lambda loss: sum(o.double().square().sum() for o in grads(loss)).sqrt().item()
-    ratio = norm(aux.weight*pull)/max(norm(task), 1e-12) if aux.weight else 0.
-    facts = dict(first_task_loss=task.item(), first_aux_loss=pull.item(), gradient_ratio=ratio)
-    return facts | (aux.targets.report(h.detach(), ids) if isinstance(aux.targets, TokenTargets) else {})
+def _first_look(s, part, labels, aux, site, config):
+    lengths = []
+    for pulls in (False, True) if aux.weight else (False,):
+        draw(s)
+        s.opt.zero_grad()
+        task,pull,h,ids = _losses(s.model, part, aux, site, config.precision)
+        if aux.weight and not agree(pull.requires_grad)[0]:
+            raise ValueError('the auxiliary loss reaches no parameter that may move: train more of the model, or choose a later site')
+        backward(aux.weight*pull + 0*task if pulls else task/labels, s.spread)
+        sum_up(s.gradients(), found := torch.stack([task/labels, pull]).detach(), s.spread)
+        lengths.append(squares(s.gradients()).sqrt().item())
+    facts = dict(first_task_loss=found[0].item(), first_aux_loss=found[1].item(), gradient_ratio=lengths[1]/max(lengths[0], 1e-12) if aux.weight else 0.)
+    return facts | (aux.targets.report(together(h.detach()), together(ids)) if isinstance(aux.targets, TokenTargets) else {})
 
 # %% ../nbs/sharpening/02_pretraining.ipynb #618c4bd0
 def _note(s, config, held_out, per_step):
@@ -201,7 +222,7 @@ def _note(s, config, held_out, per_step):
     row = dict(step=s.step, tokens=s.step*per_step, task_loss=task/steps if steps else None, aux_loss=aux/steps if steps else None)
     if steps and not math.isfinite(task + aux): raise ValueError(f'the loss is not finite after step {s.step}: lower lr={config.lr} or λ')
     if held_out:
-        found = perplexity(s.model, held_out)
+        with torch.autocast(s.device.type, torch.bfloat16, enabled=config.precision == 'bf16'): found = perplexity(s.model, held_out)
         row.update(val_loss=found['loss'], perplexity=found['perplexity'])
     s.history.append(row)
     s.sums.zero_()
@@ -210,7 +231,7 @@ def _note(s, config, held_out, per_step):
 def _loop(s, config, aux, site, held_out, checkpoint):
     per_step,total = config.batch_size*s.stream.context,config.steps(s.stream.context)
     stops = {round(total*(i+1)/config.evaluations) for i in range(config.evaluations)}
-    if saved := checkpoint.load(): s.load(*saved)
+    if saved := checkpoint.load(s.save()[0]): s.load(*saved)
     elif held_out: _note(s, config, held_out, per_step)
     with interruptible() as stop:
         for step in progress(range(s.step, total), 'training the language model', total - s.step):
@@ -239,19 +260,21 @@ def pretrain(model, # A causal language model of `transformers`; changed in plac
              held_out=(), # `TokenBatch`es to measure perplexity on during training
              seed:int=0, # Decides dropout
              checkpoint=None # A file to resume from and save to
-            )->Fit: # The model on its device, in evaluation mode; a row a measurement; facts of the first step
+            )->Fit: # The model in evaluation mode, on its device, or on the CPU if it was sharded for the training; a row a measurement; facts of the first step
     "Train a language model on text, and towards the targets of an auxiliary loss"
-    aux,device = aux or Auxiliary(),pick_device(config.device)
-    moving = [p for p in model.to(device).parameters() if p.requires_grad]
-    _check_training(model, moving, stream, aux, site)
+    aux,device,came_sharded = aux or Auxiliary(),pick_device(config.device),sharded(model)
+    _check_training(model, [p for p in model.parameters() if p.requires_grad], stream, aux, site)
+    if not came_sharded: model = shard(model, config) if config.shards > 1 or config.offload else model.to(device)
+    moving = [p for p in model.parameters() if p.requires_grad]
     if isinstance(aux.targets, TokenTargets): aux.targets.to(device)
     decay = [[p for p in moving if (p.ndim > 1) == o] for o in (True, False)]
     opt = torch.optim.AdamW([dict(params=o, weight_decay=w) for o,w in zip(decay, (config.weight_decay, 0.)) if o], lr=config.lr, fused=True)
     kind = aux.weight,aux.loss,*(getattr(aux.targets, o, None) for o in ('strategy', 'k'))
-    s = _Training(model, opt, stream, config_hash(dict(config=config, text=stream.fingerprint, shapes=[list(p.shape) for p in moving], site=site, seed=seed, aux=kind)))
-    with seeded(stream_seed(seed, 'dropout')), _recomputing(model.train(), config.checkpointing): _loop(s, config, aux, site, held_out, Checkpoint(checkpoint))
+    whose = config_hash(dict(config=config, text=stream.fingerprint, shapes=[list(p.shape) for p in moving], site=site, seed=seed, aux=kind))
+    s = _Training(model, moving, with_moments(opt), stream, whose, seed, device)
+    with seeded(seed), recomputing(model.train(), config.checkpointing): _loop(s, config, aux, site, held_out, Checkpoint(checkpoint))
     model.zero_grad()
-    return Fit(model.eval(), s.history, s.facts)
+    return Fit((model if came_sharded else whole(model)).eval(), s.history, s.facts)
 
 # %% ../nbs/sharpening/02_pretraining.ipynb #4560bccb
 def choose_k(table:pd.DataFrame, # From `intervention_sweep`
@@ -304,6 +327,7 @@ def base_model(name:str, # Hub name, folder, or a new one such as `gpt2:64x2`
                dtype:str='float32', # `float32`, `bf16` or `float16`
                vocab_size:int=4096, # Tokens of a new tokenizer
                seed:int=0, # Decides a new model and the order of its text
+              layout=None, # Spread the model as this `PretrainConfig` says
                **kwargs # As for `TokenStream`: `context`, `column`, ...
               )->tuple: # The model and its tokenizer
     "A pretrained model as it is, or a new one after training"
@@ -313,9 +337,9 @@ def base_model(name:str, # Hub name, folder, or a new one such as `gpt2:64x2`
         stream,new = TokenStream(source, own, seed=stream_seed(seed, 'pretraining'), **kwargs),load_lm(name, own, seed)[0]
         for o in sites: find_site(new, o)
         fit = pretrain(new, stream, config, held_out=held_out_batches(stream), seed=seed, checkpoint=stage.checkpoint)
-        with quietly(): fit.model.save_pretrained(stage.path); own.save_pretrained(stage.path)
+        save_lm(stage.path, fit.model, own)
         write_json(stage.path/'history.json', fit.history)
         stage.finish()
-    model,own = load_lm(*((str(stage.path), None) if is_fresh(name) else (name, own)), dtype=dtype)
+    model,own = load_lm(*((str(stage.path), None) if is_fresh(name) else (name, own)), dtype=dtype, layout=layout)
     for o in sites: find_site(model, o)
     return model,own

@@ -13,7 +13,9 @@ from pathlib import Path
 import torch
 from fastcore.all import patch
 
-from .core import check,config_hash,generator,logger,plain
+from .core import check,check_types,config_hash,generator,logger,plain
+from .processes import everyone,ranks,share,together
+from .sharding import sharded
 from .reading import evaluating
 from .sites import Capture
 from .tables import listed
@@ -27,7 +29,9 @@ class Masks:
     special: bool = True # Separators, and special tokens in the text
     sink: float = 10. # Rows with a norm above so many times the median at any site; 0 keeps them
 
-    def __post_init__(self): check(self.sink == 0 or self.sink > 1, self, 'sink', 'must be 0 or more than 1')
+    def __post_init__(self):
+        check_types(self)
+        check(self.sink == 0 or self.sink > 1, self, 'sink', 'must be 0 or more than 1')
 
 # %% ../nbs/foundations/06_rows.ipynb #591ee0b5
 def keep_rows(masks:Masks, # Which rows to leave out
@@ -121,11 +125,12 @@ def _next_rows(self:Rows, n):
 
 # %% ../nbs/foundations/06_rows.ipynb #0ce16afd
 @patch
-def batch(self:Rows, n:int # Rows
+def batch(self:Rows, n:int, # Rows
+          part:slice=slice(None) # Which of them to fetch; the others count as read
          )->dict: # Site -> float32 [n, d]
     "The next `n` rows of all sites"
     if not 0 < n <= self.total: raise ValueError(f'batch of {n} rows: there are {self.total}')
-    return self._fetch(self._next_rows(n))
+    return self._fetch(self._next_rows(n)[part])
 
 # %% ../nbs/foundations/06_rows.ipynb #60bdc0c4
 class MemoryRows(Rows):
@@ -210,25 +215,37 @@ def _forward(self:LiveRows, batch):
 
 # %% ../nbs/foundations/06_rows.ipynb #e3933ae7
 @patch
+def _forwards(self:LiveRows, batches):
+    "Kept rows of each of several batches, in the buffer's dtype, and counts; processes share the forwards"
+    mine = batches[share(len(batches))]
+    found = [self._forward(o) for o in mine]
+    if sharded(self.model) and len(mine) < -(-len(batches)//ranks()): self._forward(batches[0]) # all processes compute a model in slices, equally often
+    counts = [c for o in everyone([c for _,c in found]) for c in o]
+    empty = [self.buffer[k][:0] for k in self.sites]
+    rows = [together(torch.cat([empty[i], *(h[k].to(empty[i].dtype) for h,_ in found)])) for i,k in enumerate(self.sites)]
+    return zip(zip(*(o.split([c['rows'] for c in counts]) for o in rows)), counts)
+
+@patch
 def _fill(self:LiveRows):
     "Fill the free places of the buffer, and mix"
-    while len(self.order) - self.left >= self.step:
-        found,counts = self._forward(self.stream.next(self.contexts))
-        at = self.order[self.left:self.left+counts['rows']]
-        for k,v in found.items(): self.buffer[k].index_copy_(0, at.to(v.device), v.to(self.buffer[k].dtype))
-        self.left += len(at)
-        self.counts = {k: self.counts.get(k, 0) + v for k,v in counts.items()}
+    while certain := (len(self.order) - self.left)//self.step: # so many forwards fit, whatever they keep
+        for found,counts in self._forwards([self.stream.next(self.contexts) for _ in range(certain)]):
+            at = self.order[self.left:self.left+counts['rows']]
+            for k,v in zip(self.sites, found): self.buffer[k].index_copy_(0, at.to(v.device), v)
+            self.left += len(at)
+            self.counts = {k: self.counts.get(k, 0) + v for k,v in counts.items()}
     self.order[:self.left] = self.order[:self.left][torch.randperm(self.left, generator=generator(self.seed, 'buffer', self.refills))]
     self.refills += 1
 
 # %% ../nbs/foundations/06_rows.ipynb #cfd30916
 @patch
-def batch(self:LiveRows, n:int # Rows
+def batch(self:LiveRows, n:int, # Rows
+          part:slice=slice(None) # Which of them to fetch; the others count as read
          )->dict: # Site -> float32 [n, d]
     "The next `n` rows of all sites"
     if not 0 < n <= (most := len(self.order) - self.step): raise ValueError(f'batch of {n} rows: this buffer can give {most} at most; raise buffer_tokens')
     while self.left < max(n, len(self.order)//2): self._fill()
-    at = self.order[self.left-n:self.left]
+    at = self.order[self.left-n:self.left][part]
     self.left -= n
     return {k: v.index_select(0, at.to(v.device)).float() for k,v in self.buffer.items()}
 
@@ -256,10 +273,10 @@ def load(self:LiveRows, tensors:dict, facts:dict # What `state` gave
 def _collect(self:LiveRows, stream, n):
     "The first `n` rows of each site from a stream, or as many as there are"
     parts,have = [],0
-    while have < n and len(batch := stream.next(self.contexts)):
-        parts.append({k: v.to(self.buffer[k].dtype) for k,v in self._forward(batch)[0].items()})
-        have += len(parts[-1][self.sites[0]])
-    return [torch.cat([o[k] for o in parts])[:n] for k in self.sites]
+    while have < n and (batches := [o for o in (stream.next(self.contexts) for _ in range(ranks())) if len(o)]):
+        parts += [found for found,_ in self._forwards(batches)]
+        have = sum(len(o[0]) for o in parts)
+    return [torch.cat([o[i] for o in parts])[:n] if parts else self.buffer[k][:0] for i,k in enumerate(self.sites)]
 
 # %% ../nbs/foundations/06_rows.ipynb #6af40870
 @patch

@@ -41,8 +41,9 @@ def _executed(path):
     "The executed notebook in a directory, and what it says; nothing if there is none"
     for file in sorted(path.glob('[!._]*.ipynb')):
         try: facts = json.loads(file.read_text(encoding='utf-8'))
-        except ValueError: continue
-        if 'papermill' in facts.get('metadata', {}): return file,facts
+        except (OSError, ValueError, RecursionError): facts = None
+        known = isinstance(facts, dict) and isinstance(facts.get('metadata'), dict)
+        if known and 'papermill' in facts['metadata'] or not known and (path/'config.json').exists(): return file,facts
     return None,None
 
 # %% ../nbs/cycle/06_runs.ipynb #36fcc408
@@ -51,8 +52,8 @@ def _alone(file, facts):
     mark = facts['metadata'].get('sae_ception', {})
     if mark.get('finished'): return 'done',''
     if _held(file): return 'running',''
-    if 'code' in mark: return ('failed' if mark['code'] == 1 else 'stopped'),mark['why']
-    cells = [o for o in facts['cells'] if o['metadata'].get('papermill', {}).get('status') == 'running']
+    if 'code' in mark: return ('failed' if mark['code'] == 1 else 'stopped'),str(mark.get('why', ''))
+    cells = [o for o in facts['cells'] if isinstance(p := o['metadata'].get('papermill'), dict) and p.get('status') == 'running']
     at = ''.join(cells[0]['source']).strip().splitlines()[:1] if cells else []
     return 'killed','its process is gone without a word' + ''.join(f', in the cell that begins with `{o}`' for o in at)
 
@@ -79,9 +80,12 @@ def read_run(path, # A run directory
     path,job = Path(path),job or {}
     file,facts = _executed(path)
     if not file: return Past(path, path.parent.name, *_with_job('waiting', '', job), {}, {}, job['job']) if job else None
-    results = read_results(path)
+    damaged = lambda why: Past(path, file.stem, *_with_job(*(('running', '') if _held(file) else ('damaged', why)), job), {}, {}, job.get('job', ''))
+    try: results,values = read_results(path),past_values(file)
+    except Refused as e: return damaged(str(e))
+    if values is None: return damaged(f'{place(file)} cannot be read: run it again, it goes on from what is there')
     metrics = results.get('metrics') or (results.get('table') or [{}])[-1]
-    values = {k: v for k,v in past_values(file).items() if k != 'out'}
+    values = {k: v for k,v in values.items() if k != 'out'}
     return Past(path, file.stem, *_with_job(*_alone(file, facts), job), values, metrics, job.get('job', ''))
 
 # %% ../nbs/cycle/06_runs.ipynb #1e335ff6

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from fastcore.all import patch
 
-from .core import check,generator
+from .core import check,check_types,generator
 from .sae.coders import SAE
 
 # %% ../nbs/sharpening/00_sharpening.ipynb #f31d5aad
@@ -133,9 +133,10 @@ class SharpenConfig:
     k: object = 4 # Features to keep: a count such as 4, or a share of the width such as '1.5%'
 
     def __post_init__(self):
+        check_types(self)
         check(self.strategy in STRATEGIES, self, 'strategy', f'choose from {", ".join(STRATEGIES)}')
         try: ok = 0 < float(str(self.k).rstrip('%')) and (str(self.k).endswith('%') or float(self.k) == int(self.k))
-        except ValueError: ok = False
+        except (ValueError, OverflowError): ok = False
         check(ok, self, 'k', "must be a count such as 4, or a percentage such as '1.5%'")
         check(not str(self.k).endswith('%') or float(str(self.k)[:-1]) <= 100, self, 'k', 'is a share of the width, at most 100%')
 

@@ -13,13 +13,15 @@ from pathlib import Path
 
 import yaml
 
-from .launch import Refused,experiments,finished,nearest,place,report,run_dirs
+from .launch import Refused,experiments,finished,nearest,parameters,place,report,run_dirs
 
 # %% ../nbs/cycle/05_slurm.ipynb #252ae4b2
 @dataclass(frozen=True)
 class Settings:
     "What the jobs of a sweep ask of Slurm"
-    gpus: str = '' # Of a part: a count, or a kind and a count such as `a100:2`
+    gpus: str = '' # Of a part, on each of its machines: a count, or a kind and a count such as `a100:2`
+    processes: int = 1 # Of a part, on each of its machines; with GPUs, one for each
+    nodes: int = 1 # Machines of a part
     time: str = '' # Of a job, `14h`, `2d`, `1h30m` or `1-12:00:00`; a run that needs longer is saved and queued again
     memory: str = '' # Of a job, such as `32G`
     width: int = 0 # Parts that run at a time, at most (0: as many as the cluster has room for)
@@ -31,11 +33,18 @@ class Settings:
     def __post_init__(self):
         if not re.fullmatch(r'([\w.-]+:)?\d+|', self.gpus): raise Refused(f'gpus={self.gpus}: must be a count from 0 on, or a kind and a count such as a100:2')
         if not re.fullmatch(r'\d+(\.\d+)?[KMGT]|', self.memory): raise Refused(f'memory={self.memory}: must be a number and its unit, such as 32G')
-        if self.width < 0: raise Refused(f'width={self.width}: must be 0 or more')
-        if ours := {'array', 'parsable', 'test-only', 'wrap', 'export-file'} & {*self.options}: raise Refused(f'{ours.pop()} is set here: leave it away')
+        for name,least in dict(width=0, processes=1, nodes=1).items():
+            if getattr(self, name) < least: raise Refused(f'{name}={getattr(self, name)}: must be {least} or more')
+        gpus = int(self.gpus.rpartition(':')[2] or 0)
+        if gpus and 1 < self.processes != gpus: raise Refused(f'processes={self.processes} and gpus={self.gpus}: each process takes one GPU, so ask for as many')
+        if self.nodes > 1 and self.scratch: raise Refused(f'scratch={self.scratch}: is a folder of one machine, and nodes={self.nodes}: leave it away')
+        if ours := {'array', 'parsable', 'test-only', 'wrap', 'export-file', 'ntasks', 'ntasks-per-node'} & {*self.options}: raise Refused(f'{ours.pop()} is set here: leave it away')
         for o in [*self.options.items(), *self.setup]:
             if '\n' in str(o): raise Refused(f'{o}: must be one line')
         seconds(self.time)
+
+    @property
+    def together(self): return self.processes*self.nodes # Processes that do one part
 
 # %% ../nbs/cycle/05_slurm.ipynb #5d1a428b
 def seconds(time:str # As in `Settings`
@@ -69,9 +78,9 @@ def read_settings(words, # Such as `gpus=1`, or the name of a preset
         given |= {name.strip('-'): value} if is_one else _preset(o, notebook)
     own = {o.name for o in fields(Settings)} - {'options'}
     many = lambda o: tuple(o.split(',') if isinstance(o, str) else map(str, o))
-    kinds = dict(width=int, stages=many, setup=lambda o: (o,) if isinstance(o, str) else tuple(o))
+    kinds = dict(width=int, processes=int, nodes=int, stages=many, setup=lambda o: (o,) if isinstance(o, str) else tuple(o))
     try: values = {k: kinds.get(k, str)(v) for k,v in given.items() if k in own}
-    except (ValueError, TypeError): raise Refused(f'--slurm {shlex.join(words)}: width must be a whole number, and stages and setup lists') from None
+    except (ValueError, TypeError): raise Refused(f'--slurm {shlex.join(words)}: width, processes and nodes must be whole numbers, and stages and setup lists') from None
     return Settings(**values, options={k: True if str(v).lower() == 'true' else str(v) for k,v in given.items() if k not in own})
 
 # %% ../nbs/cycle/05_slurm.ipynb #11eadfc3
@@ -103,6 +112,8 @@ fi
 exit $code
 """
 
+_spread = 'srun --kill-on-bad-exit=1 --mpi=none --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" '
+
 _caches = """
 scratch={scratch}
 mkdir -p "$scratch"
@@ -127,7 +138,8 @@ def part_script(notebook, # Path of the notebook
     more = [f'--until {shlex.quote(until)}'] if until else []
     caches = _caches.format(scratch=_shell_path(s.scratch)) if s.scratch else ''
     command = _command(notebook, folder, out, *more, *(['--scratch "$scratch"'] if s.scratch else []), '--part "$SLURM_ARRAY_TASK_ID"')
-    return '\n'.join(['#!/bin/bash', *_directives(head), 'set -e', *s.setup]) + caches + _body.format(command=command)
+    if s.together > 1: head |= {'nodes': str(s.nodes), 'ntasks-per-node': str(s.processes)}
+    return '\n'.join(['#!/bin/bash', *_directives(head), 'set -e', *s.setup]) + caches + _body.format(command=_spread*(s.together > 1) + command)
 
 def _shell_path(text): return '"' + re.sub(r'(["`\\])', r'\\\1', text) + '"' # variables are looked up where the job runs
 
@@ -254,14 +266,24 @@ def _scripts(notebook, folder, out, settings, todo):
     return parts | {'report.sh': report_script(notebook, folder, out, settings)}
 
 # %% ../nbs/cycle/05_slurm.ipynb #35bf7a26
+def _asserted(notebook, parts, given, settings):
+    "What was given, and the number of processes"
+    n,asked = settings.together,parts[0].get('processes', 0)
+    if asked not in (0, n): raise Refused(f'processes={asked}, and Slurm would start {n}: after --slurm, give processes= (on a machine) and nodes= that make {asked}')
+    if n == 1: return given
+    if 'processes' not in parameters(notebook): raise Refused(f'--slurm processes={settings.processes}: {notebook.stem} runs in one process (it has no parameter `processes`)')
+    return given | dict(processes=n)
+
+# %% ../nbs/cycle/05_slurm.ipynb #269707e8
 def submit(notebook, # Path of a notebook
            parts:list, # From `grid`
-           given:dict, # What `grid` made them of
+           given:dict, # What `grid` made them of: names and values
            out=None, # The directory of the sweep, seen by all machines; `runs/<notebook>` when absent
            settings:Settings=Settings() # What to ask for
           )->int: # Exit code: 0
     "Hand the parts of a sweep to Slurm, and a report after them"
     notebook = Path(notebook).resolve()
+    given = _asserted(notebook, parts, given, settings)
     out,outs = run_dirs(notebook, parts, out)
     todo = {i: o.name for i,o in enumerate(outs) if not finished(o/notebook.name, notebook)}
     if not todo: return report(notebook, parts, out)

@@ -6,6 +6,7 @@
 __all__ = ['HEADLINE', 'spread', 'choose_weights', 'intervals', 'Study', 'run_study']
 
 # %% ../nbs/cycle/01_study.ipynb #8af5ff0c
+import tempfile
 from dataclasses import dataclass,replace
 
 import numpy as np
@@ -16,6 +17,8 @@ from .core import check
 from .cycle import CycleConfig,parse_arm,run_cycles
 from .metrics.report import compare_arms,metric_docs
 from .metrics.robustness import robustness_docs
+from .processes import first
+from .tracking import tracked
 
 # %% ../nbs/cycle/01_study.ipynb #2a617b74
 def spread(arms, # Spellings, as for `parse_arm`
@@ -83,17 +86,22 @@ def run_study(task, # The `Task`
               config:CycleConfig, # Arms, seeds, cycles and how everything is trained
               aux_weights=(), # A grid of λ for the arms that do not spell their own
               path=None, # The run directory; a temporary one if not given
-              metrics=tuple(HEADLINE) # What to compare with the control
+              metrics=tuple(HEADLINE), # What to compare with the control
+              log_to=() # Trackers, as for `tracking.Tracking`
              )->Study:
     "Run arms × seeds × cycles, choose λ on validation, and compare with the control on test"
     check('control' in config.arms, config, 'arms', 'a study compares with the control: add control')
     check(config.cycles >= 1, config, 'cycles', 'must be at least 1: without a cycle there is nothing to compare')
     known = [*metric_docs.index, *robustness_docs(config.attack), 'val_accuracy', 'kept_mass', 'initial_aux_loss', 'first_aux_loss', 'gradient_ratio']
     if unknown := [o for o in metrics if o not in known]: raise ValueError(f"metrics {', '.join(unknown)} are unknown; choose from {', '.join(known)}")
-    config = replace(config, arms=spread(config.arms, aux_weights))
-    table = run_cycles(task, config, path)
-    table.insert(1, 'method', table.arm.str.partition('@')[0])
-    study = Study(table, choose_weights(table[table.cycle > 0]), None, tuple(metrics))
-    chosen = _chosen(study)
-    study.effects = compare_arms(chosen[chosen.cycle > 0], metrics=list(metrics))
+    if path is None:
+        with tempfile.TemporaryDirectory() as d: return run_study(task, config, aux_weights, first(d), metrics, log_to)
+    with tracked(log_to) as tracking:
+        config = replace(config, arms=spread(config.arms, aux_weights))
+        table = run_cycles(task, config, path, tracking)
+        table.insert(1, 'method', table.arm.str.partition('@')[0])
+        study = Study(table, choose_weights(table[table.cycle > 0]), None, tuple(metrics))
+        chosen = _chosen(study)
+        study.effects = compare_arms(chosen[chosen.cycle > 0], metrics=list(metrics))
+        tracking.table('effects', study.effects)
     return study

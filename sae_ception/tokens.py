@@ -18,7 +18,7 @@ from fastcore.all import patch
 
 from .core import config_diff,config_hash,generator,logger
 from .corpus import Corpus,docstrings
-from .tables import formats,listed,read_files
+from .tables import formats,listed,reach_hub,read_files
 
 # %% ../nbs/foundations/05_tokens.ipynb #4c8c191b
 def _digest(text): return hashlib.blake2b(text.encode('utf-8', 'replace'), digest_size=8).digest()
@@ -128,6 +128,7 @@ def _hub(name, *args):
     "The documents of a data set on the hub, flowing"
     from datasets import load_dataset_builder # takes a second, and only the hub needs it
     path,config,revision = _hub_name.fullmatch(name).group('path', 'config', 'revision')
+    reach_hub()
     try:
         builder = load_dataset_builder(path, config, revision=revision)
         dataset = builder.as_streaming_dataset(split='train')

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOSSES', 'PARTS', 'cosine_loss', 'mse_loss', 'l1_loss', 'broadcast_loss', 'Auxiliary', 'trainable', 'TrainConfig',
-           'Fit', 'finetune']
+           'backward', 'sum_up', 'draw', 'clip', 'Fit', 'finetune', 'with_moments', 'recomputing']
 
 # %% ../nbs/sharpening/01_training.ipynb #932fc0fc
 from contextlib import contextmanager
@@ -12,14 +12,16 @@ from dataclasses import dataclass,field
 
 import torch
 import torch.nn.functional as F
-from fastcore.all import patch
 from torch import nn
 
-from .core import (Checkpoint,SCHEDULES,check,config_hash,interruptible,lr_factor,optimizer_tensors,pick_device,progress,restore_optimizer,seeded,stream_seed)
+from .core import SCHEDULES,check,check_types,config_hash,interruptible,lr_factor,pick_device,progress,seeded,stream_seed
+from .run import Checkpoint,optimizer_tensors,restore_optimizer
 from .activations import own_site
-from .data import Batch,batches,order
+from .data import Batch,order
 from .models import Stack,as_read,stackable
+from .processes import add_up,rank,ranks,share
 from .reading import Reader,call,evaluating
+from .sharding import local,shard,sharded,squares,whole
 from .sharpening import OnlineTargets
 from .sites import find_site
 
@@ -69,9 +71,10 @@ class Auxiliary:
     rule: str = None # Read at another position than the classifier does: `end`, to reproduce the published reading of padding
 
     def __post_init__(self):
+        check_types(self)
         check(self.weight >= 0, self, 'weight', 'λ must not be negative: it would push activations away from their targets')
         check(self.loss in LOSSES, self, 'loss', f'choose from {", ".join(LOSSES)}')
-        check(self.targets is not None or self.loss == 'l1' or not self.weight, self, 'targets', f'the {self.loss} loss needs targets')
+        check(callable(self.targets) or self.targets is None and (self.loss == 'l1' or not self.weight), self, 'targets', f'the {self.loss} loss needs targets')
 
     def __call__(self, h, y, sample_id):
         "The loss of these activations, before its weight"
@@ -120,9 +123,12 @@ class TrainConfig:
     part: str = 'all' # What moves: `all`, `from_site`, `site_only` or `head`
     select: str = 'best' # Keep the epoch that is `best` on validation, or the `last`
     device: str = 'auto' # `auto`, `cpu`, `cuda`, ...
+    shards: int = field(default=1, compare=False) # Processes that share one copy of the weights; 1: each has its own
+    offload: bool = field(default=False, compare=False) # Keep weights, gradients and moments in the machine's memory, not on the GPU
 
     def __post_init__(self):
-        for o in ('epochs', 'batch_size', 'accumulation'): check(getattr(self, o) >= 1, self, o, 'must be at least 1')
+        check_types(self)
+        for o in ('epochs', 'batch_size', 'accumulation', 'shards'): check(getattr(self, o) >= 1, self, o, 'must be at least 1')
         check(self.lr > 0, self, 'lr', 'must be positive')
         for o in ('weight_decay', 'clip'): check(getattr(self, o) >= 0, self, o, 'must not be negative')
         for o in ('warmup', 'decay'): check(0 <= getattr(self, o) <= 1, self, o, 'is a share of the steps, between 0 and 1')
@@ -134,9 +140,10 @@ class TrainConfig:
 class _Solo(nn.Module):
     "One model, seen as a stack of one"
     def __init__(self, model, site, rule): super().__init__(); self.reader = Reader(model, site, rule)
+    def __len__(self): return 1
     def forward(self, x, share=False): return [o[None] for o in self.reader(x)]
     def batch(self, task, rows, whose, device): return _one_member(task.batch(rows[0], device))
-    def named_weights(self): return [(n.removeprefix('reader.model.'), p[None], p) for n,p in self.named_parameters()]
+    def named_weights(self): return [(n.removeprefix('reader.model.'), p) for n,p in self.named_parameters()]
     def buffers_now(self): return {n.removeprefix('reader.model.'): b for n,b in self.named_buffers()}
 
 def _one_member(b): return Batch(b.x, b.y[None], b.sample_id[None])
@@ -146,11 +153,8 @@ class _Many(Stack):
     def batch(self, task, rows, whose, device):
         b = task.batch(rows, device) # one fetch for all members of a seed, which see the same examples in the same order
         return b if torch.equal(whose, torch.arange(len(b.y))) else Batch(*(o[whose.to(o.device)] for o in b))
-    def named_weights(self): return [(n, p, p) for n,p in zip(self.names, self.weights)]
+    def named_weights(self): return list(zip(self.names, self.weights))
     def buffers_now(self): return {} # models with buffers are not stacked
-
-def _norms(tensors, members): # squared norm of each member's share
-    return sum((o.reshape(members, -1).square().sum(1) for o in tensors if o is not None), torch.zeros(()))
 
 # %% ../nbs/sharpening/01_training.ipynb #cccb7e54
 class _Losses:
@@ -172,85 +176,137 @@ class _Losses:
 
 # %% ../nbs/sharpening/01_training.ipynb #8564727c
 class _Progress:
-    def __init__(self, net, opt, members, device):
-        self.net,self.opt,self.step,self.history,self.facts = net,opt,0,[],{}
-        self.sums = torch.zeros(3, members, device=device) # task loss, auxiliary loss, steps
-        self.best = {n: p.detach().clone() for n,_,p in self.moving()}
-        self.score = torch.full((2, members), -torch.inf, device=device) # accuracy, less the loss
+    def __init__(self, net, opt, device):
+        self.net,self.opt,self.step,self.history,self.facts,self.seed,self.many = net,opt,0,[],{},None,isinstance(net, _Many)
+        self.sums = torch.zeros(3, len(net), device=device) # task loss, auxiliary loss, steps
+        self.best = {n: p.detach().clone() for n,p in self.moving()}
+        self.score = torch.full((2, len(net)), -torch.inf, device=device) # accuracy, less the loss
         self.best_buffers = {n: b.clone() for n,b in net.buffers_now().items()}
+        self.spread = None if self.many or not sharded(net) else net.reader.model
 
-    def moving(self): return [o for o in self.net.named_weights() if o[2].requires_grad] # the rest stays as it was
-    def rng(self): return torch.cuda.get_rng_state(self.sums.device) if self.sums.is_cuda else torch.get_rng_state()
-
+    def moving(self): return [o for o in self.net.named_weights() if o[1].requires_grad] # the rest stays as it was
+    def gradients(self): return [p.grad for _,p in self.moving() if p.grad is not None]
     def save(self):
-        parts = dict(now={n: p for n,_,p in self.moving()}, best=self.best, opt=optimizer_tensors(self.opt), buffers=self.net.buffers_now(), best_buffers=self.best_buffers,
-                     own=dict(sums=self.sums, score=self.score, rng=self.rng()))
+        parts = dict(now=dict(self.moving()), best=self.best, opt=optimizer_tensors(self.opt), buffers=self.net.buffers_now(), best_buffers=self.best_buffers, own=dict(sums=self.sums, score=self.score))
         return {f'{a}/{b}': v for a,o in parts.items() for b,v in o.items()},dict(step=self.step, history=self.history, facts=self.facts, whose=self.whose)
 
     @torch.no_grad()
     def load(self, tensors, facts):
         if facts['whose'] != self.whose: raise ValueError('the checkpoint belongs to another training (configuration, task, seeds, site or λ differ): remove it or name another file')
         part = lambda a: {k[len(a)+1:]: v for k,v in tensors.items() if k.startswith(a+'/')}
-        for n,_,p in self.moving(): p.copy_(part('now')[n]); self.best[n].copy_(part('best')[n])
+        for n,p in self.moving(): local(p).copy_(local(part('now')[n])); local(self.best[n]).copy_(local(part('best')[n]))
         for n,b in self.net.buffers_now().items(): b.copy_(part('buffers')[n]); self.best_buffers[n].copy_(part('best_buffers')[n])
         restore_optimizer(self.opt, part('opt'))
         self.sums.copy_(part('own')['sums']); self.score.copy_(part('own')['score'])
-        torch.cuda.set_rng_state(part('own')['rng'], self.sums.device) if self.sums.is_cuda else torch.set_rng_state(part('own')['rng'])
         self.step,self.history,self.facts = facts['step'],facts['history'],facts['facts']
 
+# %% ../nbs/sharpening/01_training.ipynb #1fdcc1a0
+def _mine(rows):
+    "The columns that this process computes, and how many of them count"
+    own = rows[:, share(rows.shape[1])]
+    return (own, own.shape[1]) if own.shape[1] else (rows[:, :1], 0)
+
+def backward(loss, # Of the rows of this process, with their weight
+             spread=None, # The model, if it is sharded
+             last:bool=True # The last part of the step?
+            ):
+    "Add the gradients of a loss to those of the other processes, or make them ready to be added"
+    if spread: spread.set_requires_all_reduce(last)
+    (loss*ranks() if spread else loss).backward()
+
+def sum_up(gradients, # Of the step
+           found, # Numbers of this process; changed in place
+           spread=None # As for `backward`
+          ):
+    "Add gradients and numbers over processes"
+    add_up([found] if spread else [*gradients, found])
+
+# %% ../nbs/sharpening/01_training.ipynb #c020c6a4
+def _check_processes(models, config, aux, many):
+    if config.shards > 1 and many: raise ValueError(f'shards={config.shards}: {len(models)} small models are trained as one stack, which is not spread; use shards=1')
+    if ranks() == 1: return
+    if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for o in models for m in o.modules()):
+        raise ValueError(f'{type(models[0]).__name__} has a BatchNorm, whose means would be those of the rows of one process: train it with one process, or with another norm')
+    if any(a.loss == 'broadcast' for a in aux): raise ValueError('the broadcast loss depends on who shares a batch: reproduce it with one process')
+
 # %% ../nbs/sharpening/01_training.ipynb #ba16b2ee
-def _step(s, parts, losses, accelerator, config):
-    n,first = sum(b.y.shape[1] for b in parts),s.step == 0
+def draw(s # A training: has `seed`, which is `None` where nothing is drawn, and `step`
+        ):
+    "Begin the random numbers of this step and process"
+    if s.seed is not None: torch.manual_seed(stream_seed(s.seed, 'dropout', s.step, rank()))
+
+def _forward(s, b, losses, config):
+    "Task loss and auxiliary loss of every member, means over examples"
+    with torch.autocast(s.sums.device.type, torch.bfloat16, enabled=config.precision == 'bf16'): logits,h = s.net(b.x)
+    return F.cross_entropy(logits.float().transpose(1, 2), b.y, reduction='none').mean(1),losses(h.float(), b.y, b.sample_id)
+
+def _step(s, parts, losses, config):
+    whole = sum(n for *_,n in parts)
+    if not s.step: s.facts = _first_look(s, parts[0], losses, config)
+    draw(s)
     s.opt.zero_grad()
-    for b in parts:
-        with accelerator.autocast(): logits,h = s.net(b.x)
-        task = F.cross_entropy(logits.float().transpose(1, 2), b.y, reduction='none').mean(1)
-        aux = losses(h.float(), b.y, b.sample_id)
-        if first: s.facts = _first_look(s.net, task, aux, losses, config)
-        share = b.y.shape[1]/n
-        accelerator.backward(((task + losses.weight*aux)*share).sum())
-        s.sums += torch.stack([task.detach()*share, aux.detach()*share, torch.full_like(task, share)])
-        first = False
-    if config.clip: _clip(s.net, config.clip)
+    found = torch.zeros_like(s.sums)
+    for b,mine,n in parts:
+        task,aux = _forward(s, b, losses, config)
+        backward(((task + losses.weight*aux)*(mine/whole)).sum(), s.spread, b is parts[-1][0])
+        found += torch.stack([task.detach(), aux.detach(), torch.ones_like(task)])*(mine/whole)
+    sum_up(s.gradients(), found, s.spread)
+    s.sums += found
+    if config.clip: clip(s.gradients(), config.clip, len(s.net))
     s.opt.step()
     s.step += 1
 
 # %% ../nbs/sharpening/01_training.ipynb #177c07cd
 @torch.no_grad()
-def _clip(net, longest):
-    weights = [(p, view) for _,view,p in net.named_weights() if p.grad is not None]
-    members = len(weights[0][1])
-    factor = (longest / _norms([p.grad for p,_ in weights], members).sqrt().clamp_min(1e-12)).clamp_max(1.)
-    for p,view in weights: p.grad.mul_(factor.view(-1, *[1]*(p.ndim-1)) if view is p else factor[0])
+def clip(gradients, # Changed in place
+         longest:float, # Length that they may have
+         members:int=1 # Models that are stacked in each
+        ):
+    "Shorten the gradient of each member that is too long"
+    factor = (longest / squares(gradients, members).sqrt().clamp_min(1e-12)).clamp_max(1.)
+    for o in gradients: local(o).mul_(factor.view(-1, *[1]*(o.ndim-1)) if members > 1 else factor.squeeze())
 
 # %% ../nbs/sharpening/01_training.ipynb #ffa38ba8
-def _first_look(net, task, aux, losses, config):
-    if losses.live and not aux.requires_grad: raise ValueError(f'the auxiliary loss reaches nothing that part={config.part!r} lets move: train more of the model, or choose a later site')
-    params = [p for _,_,p in net.named_weights() if p.requires_grad]
-    norms = lambda loss: _norms(torch.autograd.grad(loss.sum(), params, retain_graph=True, allow_unused=True), len(task)).sqrt()
-    ratio = (norms(losses.weight*aux) / norms(task).clamp_min(1e-12)) if aux.requires_grad else torch.zeros_like(task)
-    return dict(first_aux_loss=aux.tolist(), gradient_ratio=ratio.tolist())
+def _first_look(s, part, losses, config):
+    (b,mine,n),before,lengths = part,{k: v.clone() for k,v in s.net.buffers_now().items()},[]
+    for pull in (False, True) if losses.live else (False,):
+        draw(s)
+        s.opt.zero_grad()
+        task,aux = _forward(s, b, losses, config)
+        if losses.live and not aux.requires_grad: raise ValueError(f'the auxiliary loss reaches nothing that part={config.part!r} lets move: train more of the model, or choose a later site')
+        backward(((losses.weight*aux + 0*task if pull else task)*(mine/n)).sum(), s.spread)
+        sum_up(s.gradients(), found := aux.detach()*(mine/n), s.spread)
+        lengths.append(squares(s.gradients(), len(s.net)).sqrt())
+    for k,v in s.net.buffers_now().items(): v.copy_(before[k])
+    ratio = lengths[1]/lengths[0].clamp_min(1e-12) if losses.live else torch.zeros_like(found)
+    return dict(first_aux_loss=found.tolist(), gradient_ratio=ratio.tolist())
 
+# %% ../nbs/sharpening/01_training.ipynb #4e5573be
 @torch.no_grad()
-def _scores(net, task, device):
+def _scores(s, task, config):
     "Loss and accuracy of every member on the validation split"
-    found,size = [],1024 if isinstance(task.x, torch.Tensor) else 64
-    net.eval()
-    for b in batches(task, 'validation', size, device=device, grouped=True):
-        logits = net(b.x, share=True)[0].float()
+    size,device = 1024 if isinstance(task.x, torch.Tensor) else 64,s.score.device
+    sums = torch.zeros(2, len(s.net), dtype=torch.float64, device=device)
+    s.net.eval()
+    for rows in order(task, 'validation', group=size).split(size):
+        own,counted = _mine(rows[None])
+        b = task.batch(own[0], device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == 'bf16'): logits = s.net(b.x, share=True)[0].float()
         loss = F.cross_entropy(logits.transpose(1, 2), b.y.expand(len(logits), -1), reduction='none')
-        found.append(torch.stack([loss, (logits.argmax(-1) == b.y).float()]))
-    net.train()
-    return torch.cat(found, -1).mean(-1)
+        if counted: sums += torch.stack([loss, (logits.argmax(-1) == b.y).float()]).double().sum(-1)
+    s.net.train()
+    add_up([sums])
+    return (sums/len(task.splits['validation'])).float()
 
+# %% ../nbs/sharpening/01_training.ipynb #4a0d2671
 @torch.no_grad()
 def _validate(s, task, config):
-    loss,accuracy = _scores(s.net, task, s.score.device)
+    loss,accuracy = _scores(s, task, config)
     better = (accuracy > s.score[0]) | ((accuracy == s.score[0]) & (-loss > s.score[1])) | (config.select == 'last')
     s.score = torch.where(better, torch.stack([accuracy, -loss]), s.score)
-    for n,view,p in s.moving():
-        if view is p: s.best[n][better] = p[better]
-        elif better[0]: s.best[n].copy_(p)
+    for n,p in s.moving():
+        if s.many: s.best[n][better] = p[better]
+        elif better[0]: local(s.best[n]).copy_(local(p))
     if better[0]: s.best_buffers = {n: b.clone() for n,b in s.net.buffers_now().items()}
     rows = dict(task_loss=s.sums[0]/s.sums[2], aux_loss=s.sums[1]/s.sums[2], val_loss=loss, val_accuracy=accuracy, best=better)
     s.history.append({k: v.tolist() for k,v in rows.items()})
@@ -278,38 +334,52 @@ def finetune(models:list, # Models of one architecture; changed in place
     aux = aux or [Auxiliary()]*len(models)
     seeds,site,task = list(range(len(models))) if seeds is None else seeds,own_site(models[0], site),as_read(models[0], task)
     if not len(models) == len(aux) == len(seeds): raise ValueError(f'{len(models)} models, {len(aux)} auxiliary losses and {len(seeds)} seeds: give one each')
-    if stackable(models): return _fit(_Many(models, site), models, task, config, aux, site, seeds, checkpoint)
+    _check_processes(models, config, aux, many := stackable(models))
+    if many: return _fit(_Many(models, site), models, task, config, aux, site, seeds, checkpoint)
     files = [checkpoint and f'{checkpoint}.{i}.safetensors' for i in range(len(models))]
     def alone(m, a, s, f):
-        with seeded(stream_seed(s, 'dropout')): return _fit(_Solo(m, site, a.rule), [m], task, config, [a], site, [s], f)[0]
+        with seeded(s): return _fit(_Solo(m, site, a.rule), [m], task, config, [a], site, [s], f)[0]
     return [alone(*o) for o in zip(models, aux, seeds, files)]
 
 # %% ../nbs/sharpening/01_training.ipynb #f26b6d6a
 def _fit(net, models, task, config, aux, site, seeds, checkpoint):
-    # accelerate imports half of the ecosystem, which costs seconds that plotting or reading results should not pay
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
-    device,M = pick_device(config.device),len(models)
+    device,came_sharded = pick_device(config.device),sharded(models[0])
     if device.index is not None: torch.cuda.set_device(device)
-    AcceleratorState._reset_state(True) # a process may train twice, at two precisions
-    accelerator = Accelerator(cpu=device.type == 'cpu', mixed_precision=config.precision)
     names = trainable(models[0], site, config.part, task.batch(task.splits['train'][:2], next(models[0].parameters()).device).x)
     if not (names := {n for n,p in models[0].named_parameters() if p.requires_grad} & set(names)): raise ValueError(f'part={config.part!r} has no parameters at {site}: choose another part or site')
     frozen = {n: p.requires_grad for n,p in models[0].named_parameters()}
-    for n,_,p in net.named_weights(): p.requires_grad_(n in names)
-    net,device = net.to(device).train(),device
-    moving = [p for n,_,p in net.named_weights() if n in names]
+    for n,p in net.named_weights(): p.requires_grad_(n in names)
+    if (config.shards > 1 or config.offload) and not came_sharded: shard(models[0], config)
+    net = (net if sharded(net) else net.to(device)).train()
+    moving = [p for n,p in net.named_weights() if n in names]
     kinds = dict(adamw=lambda: torch.optim.AdamW(moving, lr=config.lr, weight_decay=config.weight_decay, fused=True),
                  sgd=lambda: torch.optim.SGD(moving, lr=config.lr, momentum=.9, weight_decay=config.weight_decay))
-    net,opt = accelerator.prepare(net, kinds[config.optimizer]())
-    s = _Progress(net, opt, M, device)
+    s = _Progress(net, with_moments(kinds[config.optimizer]()), device)
+    s.seed = None if s.many else seeds[0]
     s.whose = config_hash(dict(config=config, task=task.fingerprint, seeds=seeds, site=site, aux=[(a.weight, a.loss, a.detach, a.rule) for a in aux]))
-    with _recomputing(models[0], config.checkpointing): _loop(s, task, config, _Losses(aux, device), seeds, accelerator, Checkpoint(checkpoint))
-    return _finish(s, models, frozen)
+    with recomputing(models[0], config.checkpointing): _loop(s, task, config, _Losses(aux, device), seeds, Checkpoint(checkpoint))
+    return _finish(s, models, frozen, came_sharded)
+
+# %% ../nbs/sharpening/01_training.ipynb #330c7d97
+def with_moments(opt # A fresh optimizer
+                ):
+    "An optimizer whose moments are there from the start"
+    rates = [g['lr'] for g in opt.param_groups]
+    for g in opt.param_groups:
+        g['lr'] = 0.
+        for p in g['params']: p.grad = torch.zeros_like(p)
+    opt.step()
+    opt.zero_grad()
+    for g,lr in zip(opt.param_groups, rates): g['lr'] = lr
+    for state in opt.state.values():
+        for v in state.values(): v.zero_()
+    return opt
 
 # %% ../nbs/sharpening/01_training.ipynb #cc9c6b09
 @contextmanager
-def _recomputing(model, on):
+def recomputing(model:nn.Module, # Of `transformers`
+                on:bool # Or leave it as it is?
+               ):
     "Gradient checkpointing inside the block"
     if not on: yield; return
     if not getattr(model, 'supports_gradient_checkpointing', False): raise ValueError(f'checkpointing=True: {type(model).__name__} cannot recompute its activations; leave it off')
@@ -319,12 +389,13 @@ def _recomputing(model, on):
     finally: switch('disable')()
 
 # %% ../nbs/sharpening/01_training.ipynb #aa153902
-def _loop(s, task, config, losses, seeds, accelerator, checkpoint):
+def _loop(s, task, config, losses, seeds, checkpoint):
     device,N,B = s.score.device,len(task.splits['train']),min(config.batch_size, len(task.splits['train']))
     orders,whose = torch.tensor(seeds).unique(return_inverse=True)
     per_epoch = -(-N//B)
     total,epoch,rows = per_epoch*config.epochs,-1,None
-    if saved := checkpoint.load(): s.load(*saved)
+    def part(o): own,mine = _mine(o); return s.net.batch(task, own, whose, device),mine,o.shape[1]
+    if saved := checkpoint.load(s.save()[0]): s.load(*saved)
     with interruptible() as stop:
         for step in progress(range(s.step, total), f'fine-tuning {len(seeds)} model{"s"*(len(seeds) > 1)}', total - s.step):
             if epoch != step//per_epoch:
@@ -332,18 +403,20 @@ def _loop(s, task, config, losses, seeds, accelerator, checkpoint):
                 rows = torch.stack([order(task, 'train', o, epoch, B) for o in orders.tolist()])
             i = step % per_epoch
             for g in s.opt.param_groups: g['lr'] = config.lr*lr_factor(step, total, config.warmup, config.decay, config.schedule)
-            _step(s, [s.net.batch(task, o, whose, device) for o in rows[:, i*B:(i+1)*B].chunk(config.accumulation, 1)], losses, accelerator, config)
+            _step(s, [part(o) for o in rows[:, i*B:(i+1)*B].chunk(config.accumulation, 1)], losses, config)
             if i == per_epoch - 1: _validate(s, task, config)
             checkpoint(s.save, stop, last=step == total-1)
 
 # %% ../nbs/sharpening/01_training.ipynb #be0375a0
 @torch.no_grad()
-def _finish(s, models, flags):
+def _finish(s, models, flags, stays):
+    for n,p in s.moving(): local(p).copy_(local(s.best[n]))
+    for n,b in s.net.buffers_now().items(): b.copy_(s.best_buffers[n])
+    s.opt.zero_grad()
     out = []
     for m,model in enumerate(models):
-        best = {n: (s.best[n][m] if view is p else s.best[n]).cpu() for n,view,p in s.moving()}
-        now = model.cpu().state_dict()
-        model.load_state_dict({**now, **{n: v for n,v in {**best, **s.best_buffers}.items() if n in now}}) # not every buffer is kept on disk
+        if s.many: model.load_state_dict({**model.cpu().state_dict(), **{n: p[m].cpu() for n,p in s.moving()}})
+        elif not stays: model = whole(model).cpu()
         for n,p in model.named_parameters(): p.requires_grad_(flags[n])
         history = [dict(epoch=i, **{k: v[m] for k,v in row.items() if k != 'best'}) for i,row in enumerate(s.history)]
         facts = dict(best_epoch=max(i for i,row in enumerate(s.history) if row['best'][m]), **{k: v[m] for k,v in s.facts.items()})

@@ -21,7 +21,7 @@ from fastcore.all import patch
 from ..core import progress
 from ..data import Batch
 from ..metrics.statistics import bootstrap,ratio
-from ..pretraining import at_work,next_token_loss,next_tokens
+from ..metrics.downstream import at_work,next_token_loss,next_tokens
 from ..reading import as_tokens,call,evaluating,pooled
 from ..sites import Capture,find_site,replace,site_width
 from ..tokens import BOS,TokenBatch

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from fastcore.all import patch
 
-from ..core import check,stream_seed
+from ..core import check,check_types,stream_seed
 
 # %% ../../nbs/interpret/00_pieces.ipynb #4b45882b
 KINDS = 'strongest','spread','random','near'
@@ -30,6 +30,7 @@ class SampleConfig:
     seed: int = 0 # Decides what is drawn
 
     def __post_init__(self):
+        check_types(self)
         for o in ('strongest', 'spread', 'random', 'near', 'cofiring', 'threshold'): check(getattr(self, o) >= 0, self, o, 'must not be negative')
         check(self.context >= self.whole, self, 'context', 'must be at least 0, and 1 with whole=True')
 

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 
 from ..core import progress
+from ..processes import add_up,rank,ranks
+from ..sharding import device_of
 from .statistics import bootstrap,ratio
 from ..reading import evaluating
 from ..sites import Capture,replace
@@ -45,7 +47,6 @@ def next_token_loss(logits:torch.Tensor, # [B, T, V]
 
 # %% ../../nbs/metrics/04_downstream.ipynb #dde08acf
 def _on(b, device): return TokenBatch(*(o.to(device) for o in (b.ids, b.doc, b.position)))
-def _device(model): return next(model.parameters()).device
 def _logits(model, b): return model(**b.inputs(b.ids.device), use_cache=False).logits
 
 # %% ../../nbs/metrics/04_downstream.ipynb #6dbce29b
@@ -53,23 +54,26 @@ def perplexity(model, # A causal language model of `transformers`
                batches # `TokenBatch`es
               )->dict: # perplexity; loss, nats a token; tokens, how many were predicted
     "Perplexity of a model on some text, every predicted token counting the same"
-    total,n = 0.,0
+    batches,sums = list(batches),torch.zeros(2, dtype=torch.float64)
     with torch.no_grad(),evaluating(model):
-        for b in progress(list(batches), 'perplexity'):
-            b = _on(b, _device(model))
-            total += next_token_loss(_logits(model, b), b.ids, b.real, b.doc, 'none').double().sum().item()
-            n += (next_tokens(b.ids, b.real, b.doc) >= 0).sum().item()
+        for i in progress(range(rank(), len(batches) + -len(batches) % ranks(), ranks()), 'perplexity'): # all processes compute equally often
+            b = _on(batches[i % len(batches)], device_of(model))
+            loss = next_token_loss(_logits(model, b), b.ids, b.real, b.doc, 'none').double().sum().item()
+            if i < len(batches): sums += torch.tensor([loss, (next_tokens(b.ids, b.real, b.doc) >= 0).sum().item()])
+    add_up([sums])
+    total,n = sums[0].item(),int(sums[1])
     if not n: raise ValueError('no batches: there is no text to measure perplexity on')
     return dict(perplexity=math.exp(total/n), loss=total/n, tokens=n)
 
 # %% ../../nbs/metrics/04_downstream.ipynb #220bb2c1
 def at_work(b, # A `TokenBatch`
             h, # Activations [B, T, ...]
-            sink=10. # Longest activation, in medians of those of the text
+            sink=10., # Longest activation, in medians of those of the text
+            typical=None # That median, where more text belongs together than there is here
            )->torch.Tensor: # bool [B, T]
     "Which positions hold a token of the text that is no attention sink"
     text,norms = b.position >= 0,h.detach().flatten(2).float().norm(dim=-1)
-    return text & (norms <= sink*norms[text].median())
+    return text & (norms <= sink*(norms[text].median() if typical is None else typical))
 
 # %% ../../nbs/metrics/04_downstream.ipynb #2e120aeb
 def decode_sparse(sae, # A coder
@@ -180,7 +184,7 @@ def splice(model, # A causal language model of `transformers`
            keep=at_work # Which positions are replaced: takes a batch and its activations, gives bool [B, T]
           )->pd.DataFrame: # A row a sequence and replacement: sums of ce, kl (nats), tokens, l0, error, rows
     "Predict text with the activation replaced, and keep what it costs every sequence"
-    width,device = sae.config.width,_device(model)
+    width,device = sae.config.width,device_of(model)
     if bad := [k for k in ks if not 1 <= k <= width]: raise ValueError(f'ks={list(ks)}: {bad[0]} is not between 1 and the {width} features of the SAE')
     if not len(batches): raise ValueError('no batches: there is no text to measure on')
     batches,found,start = [_on(b, device) for b in batches],[],0

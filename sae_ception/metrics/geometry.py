@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['redundancy_docs', 'Cofiring', 'Pairs', 'splitting_docs', 'Family', 'neighbours', 'chance_cosine', 'redundancy',
-           'reference_absorption', 'cofiring', 'overlap', 'relations', 'splitting', 'reference_splitting',
+           'pairs_above', 'cofiring', 'overlap', 'relations', 'splitting', 'reference_splitting',
            'reference_monosemanticity', 'specificity', 'family', 'hierarchy', 'reference_hierarchy', 'level_curves']
 
 # %% ../../nbs/metrics/07_geometry.ipynb #38284e34
@@ -87,9 +87,9 @@ def redundancy(decoder:torch.Tensor, # Directions [F, d], of any length
                 duplicate_share=share(.9), n_directions=f)
 
 # %% ../../nbs/metrics/07_geometry.ipynb #930730cc
-def reference_absorption(decoder:torch.Tensor, # Directions [F, d]
-                         threshold:float=.9 # Cosine
-                        )->float: # 0..1
+def pairs_above(decoder:torch.Tensor, # Directions [F, d]
+                threshold:float=.9 # Cosine
+               )->float: # 0..1
     "The published share of pairs of directions above a cosine"
     D = F.normalize(decoder.detach().float(), dim=1)
     f,above = len(D),sum(int((D[i:i+1024] @ D[i:].T).triu(1).gt(threshold).sum()) for i in range(0, len(D), 1024))

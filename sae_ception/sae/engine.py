@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from fastcore.all import patch
 
-from ..core import SCHEDULES,check,generator,lr_factor,optimizer_tensors,restore_optimizer
-from .coders import SAE,SAEConfig,sample_prefixes
+from ..core import SCHEDULES,check,generator,lr_factor
+from ..processes import add_up,agree,leads,share,together
+from .coders import SAE,SAEConfig,of_features,sample_prefixes
 from .kernels import SparseStep,sparse_pays
 from .losses import LossConfig,TOPK,compares_raw,level_plan,objective,reconstruction_loss
 
@@ -80,7 +81,7 @@ def resample(sae:SAE, # One coder or a stack
              x:torch.Tensor, # Rows in the coder's units [..., N, d_in]
              y:torch.Tensor, # Their targets [..., N, d_out]
              dead:torch.Tensor, # bool [..., F]
-             opt, # Its Adam
+             opt, # Its Adam, if that is to forget
              seeds:list, # One per member
              step:int # So that two resamplings differ
             ):
@@ -94,19 +95,22 @@ def resample(sae:SAE, # One coder or a stack
         for n,p in sae.named_parameters():
             if n not in new: continue
             at(p)[which] = new[n]
-            for o in opt.state[p].values():
+            for o in opt.state[p].values() if opt else ():
                 if o.shape == p.shape: at(o)[which] = 0.
 
 # %% ../../nbs/sae/02_engine.ipynb #b1532e7b
 @torch.no_grad()
 def retie(sae:SAE, # An SAE or a stack of them
           dead:torch.Tensor, # bool [..., F]
-          share:float # Of the way
+          way:float # How far, as a share
          ):
     "Draw the encoder rows of dead features towards their directions, in place"
-    length = sae.W_enc.norm(dim=-1)
-    living = length.masked_fill(dead, torch.nan).nanmedian(-1, keepdim=True).values.nan_to_num(1.).unsqueeze(-1)
-    sae.W_enc.copy_(torch.where(dead.unsqueeze(-1), sae.W_enc.lerp(F.normalize(sae.W_dec, dim=-1)*living, share), sae.W_enc))
+    living = sae.W_enc.norm(dim=-1).masked_fill(dead, torch.nan)
+    if sae.spread and sae.spread.features: living = _joined(living)
+    living = living.nanmedian(-1, keepdim=True).values.nan_to_num(1.).unsqueeze(-1)
+    sae.W_enc.copy_(torch.where(dead.unsqueeze(-1), sae.W_enc.lerp(F.normalize(sae.W_dec, dim=-1)*living, way), sae.W_enc))
+
+def _joined(x, axis=-1): return together(x.movedim(axis, 0)).movedim(0, axis) # What each process has along one axis
 
 # %% ../../nbs/sae/02_engine.ipynb #7c801e62
 class Group:
@@ -117,18 +121,20 @@ class Group:
                  seeds:list, # One per member
                  steps:int # Optimizer steps in all
                 ):
-        check(config.k_start <= sae.config.width, config, 'k_start', f'must not be more than the {sae.config.width} features')
-        if not config.sampled: level_plan(config, sae.config.ends)
-        self.sae,self.config,self.seeds,self.steps = sae,config,seeds,steps
+        check(config.k_start <= sae.whole.width, config, 'k_start', f'must not be more than the {sae.whole.width} features')
+        if not config.sampled: level_plan(config, sae.whole.ends)
+        self.sae,self.config,self.seeds,self.steps,self.spread = sae,config,seeds,steps,sae.spread
+        self.shared,self.parted = (sae.spread is not None and sae.spread.how == o for o in ('rows', 'features')) # What do processes share, if anything?
+        if self.parted: check(config.loss == 'fvu' and not config.compat, config, 'compat' if config.compat else 'loss', "needs whole coders: use spread='rows'")
         self.opt = torch.optim.Adam(sae.parameters(), lr=config.lr, fused=True)
         *lead,F_ = sae.W_dec.shape[:-1]
         new = lambda *shape, value=0.: torch.full(shape, value, device=sae.b_dec.device)
-        self.silent,self.l1,self.sums = new(*lead, F_).long(),new(*lead, value=config.l1),new(3, *lead) # sums of FVU, L0, batches
+        self.silent,self.l1,self.sums = new(*lead, F_).long(),new(*lead, value=config.l1),new(*lead, 3) # sums of FVU, L0, batches
         self.variance,self.s_in,self.s_out = new(*lead, value=1.),new(*lead, value=1.),new(*lead, value=1.)
         self.average = {n: torch.zeros_like(p) for n,p in sae.named_parameters()} if config.ema else {}
         self.best,self.best_score = {},new(*lead, value=torch.inf)
-        self.kernel = SparseStep(sae.config.activation, sae.config.k, pre_bias=sae.pre_bias, unit_norm=sae.config.unit_norm) if sae.members is None else None
-        self.step,self.batches,self.any_dead,self.history,self.pool = 0,0,False,[],None
+        self.kernel = SparseStep(sae.config.activation, sae.whole.k, pre_bias=sae.pre_bias, unit_norm=sae.config.unit_norm, spread=sae.spread) if sae.members is None else None
+        self.step,self.batches,self.any_dead,self.history,self.pool = 0,0,False,[[] for _ in seeds],None
 
 # %% ../../nbs/sae/02_engine.ipynb #f23e19b6
 def total_variance(x:torch.Tensor, # Activations [..., N, d]
@@ -168,9 +174,18 @@ def begin(self:Group,
     sae.fit_normaliser(*(o*s[..., None, None] for o,s in ((x, self.s_in), (y, self.s_out)) if o is not None))
     x,y = self.units(x, y)
     self.variance.copy_(y.var(-2, correction=0).sum(-1))
-    if c.init == 'plain': sae.init_plain(self.seeds)
-    else: sae.init_from_data(x, self.seeds, y if sae.transcoder else None, 'mean' if c.init == 'mean' else 'median')
-    sae.constrain()
+    whole = self._whole() if self.spread else sae
+    x,y = x.to(whole.b_dec.device),y.to(whole.b_dec.device)
+    if c.init == 'plain': whole.init_plain(self.seeds)
+    else: whole.init_from_data(x, self.seeds, y if sae.transcoder else None, 'mean' if c.init == 'mean' else 'median')
+    whole.constrain()
+    if self.spread: sae.take(whole, self.spread.first)
+
+@patch
+def _whole(self:Group): # An empty coder that no process shares, on the CPU
+    out = SAE(self.sae.d_in, self.sae.whole, self.sae.members, self.sae.d_out if self.sae.transcoder else None)
+    out.load_state_dict({n: o.cpu() for n,o in self.sae.named_buffers()}, strict=False)
+    return out
 
 # %% ../../nbs/sae/02_engine.ipynb #5347c69e
 def goes_sparse(sae:SAEConfig, # What the coder is
@@ -186,7 +201,7 @@ def goes_sparse(sae:SAEConfig, # What the coder is
 @patch
 def now(self:Group)->tuple: # k (`None`: the coder's own), λ [...], ends of levels
     "What holds at this step"
-    c,s = self.config,self.sae.config
+    c,s = self.config,self.sae.whole
     k,soon = None,self.step/max(1e-9, c.k_warmup*self.steps)
     if c.k_start and soon < 1 and s.activation in TOPK: k = c.k_start + (s.k - c.k_start)*soon
     if k and s.activation != 'batchtopk': k = round(k)
@@ -199,10 +214,11 @@ def _dense(self:Group, x, y, k, l1, ends, dead): # By autograd: FVU and L0 [...]
     c = self.config
     with torch.enable_grad():
         o = objective(self.sae, x, y, c, self.variance, l1, dead, k, ends)
-        (o.loss.sum()/c.accumulate if c.accumulate > 1 else o.loss.sum()).backward()
+        part = (x.shape[-2]/self.spread.rows if self.shared else 1.)
+        (o.loss.sum()*(part/c.accumulate) if part/c.accumulate != 1 else o.loss.sum()).backward()
     fvu,on = o.reconstruction.detach(),o.z != 0
     if c.loss != 'fvu' or c.compat or len(o.levels) > 1: fvu = reconstruction_loss(y, o.y_hat, 'fvu', self.variance)
-    return fvu,on.float().mean((-2, -1))*on.shape[-1],on.any(-2)
+    return fvu*part,on.float().mean((-2, -1))*(on.shape[-1]*part),on.any(-2)
 
 @patch
 def _sparse(self:Group, x, y, k, l1, ends, dead): # By the kernels: the same
@@ -215,31 +231,49 @@ def _sparse(self:Group, x, y, k, l1, ends, dead): # By the kernels: the same
     return r.fvu[-1],r.l0,r.fired
 
 # %% ../../nbs/sae/02_engine.ipynb #8c67a48b
+@patch
+def _of_all(self:Group, fvu, l0, fired): # What processes found in their rows, or of their features
+    l0 = l0.float()
+    if self.shared:
+        add_up([fvu := fvu.clone(), l0, hits := fired.float()])
+        fired = hits > 0
+    if self.parted: add_up([l0])
+    return fvu,l0,fired
+
+@patch
+def _any(self:Group, o)->bool: return bool(agree(bool(o.any()))[0] if self.spread else o.any())
+
+# %% ../../nbs/sae/02_engine.ipynb #86080489
 @patch(as_prop=True)
 def fused(self:Group)->bool:
     "Do the kernels do the optimizer's step too?"
-    return self.kernel is not None and self.config.accumulate == 1 and not self.config.clip
+    return self.kernel is not None and self.config.accumulate == 1 and not self.config.clip and not self.shared
 
 @patch
 @torch.no_grad()
 def feed(self:Group,
          x:torch.Tensor, # Rows, from `units`
-         y:torch.Tensor # Targets, from `units`
+         y:torch.Tensor, # Targets, from `units`
+         rows:int=0 # Rows of the batch in all processes, where they share them
         ):
     "One batch; a step when `accumulate` are full"
-    if self.batches % 16 == 0: self.any_dead = bool((self.silent > self.config.dead_after).any())
-    fvu,self.l0,fired = (self._sparse if self.kernel else self._dense)(x, y, *self.now(), self.silent > self.config.dead_after if self.any_dead else None)
-    self.sums += torch.stack([fvu, self.l0, torch.ones_like(fvu)])
-    self.silent.add_(x.shape[-2]).masked_fill_(fired, 0)
+    rows = rows or x.shape[-2]
+    if self.spread: self.spread.rows = rows
+    if self.batches % 16 == 0: self.any_dead = self._any(self.silent > self.config.dead_after)
+    fvu,self.l0,fired = self._of_all(*(self._sparse if self.kernel else self._dense)(x, y, *self.now(), self.silent > self.config.dead_after if self.any_dead else None))
+    self.sums += torch.stack([fvu, self.l0, torch.ones_like(fvu)], -1)
+    self.silent.add_(rows).masked_fill_(fired, 0)
     self.batches += 1
     if self.batches % self.config.accumulate == 0: self.update(x, y)
 
 # %% ../../nbs/sae/02_engine.ipynb #af2566a8
 def _clip(sae, most): # Each member's gradient to at most this length
-    ps = [p for p in sae.parameters() if p.grad is not None]
-    lead = 0 if sae.members is None else 1
-    length = sum(p.grad.flatten(lead).square().sum(-1) for p in ps).sqrt()
-    for p in ps: p.grad.mul_((most/length.clamp_min(1e-12)).clamp(max=1).view(*length.shape, *[1]*(p.dim() - lead)))
+    ps = {n: p for n,p in sae.named_parameters() if p.grad is not None}
+    lead,own = 0 if sae.members is None else 1,of_features(sae.config)
+    squares = [sum(p.grad.flatten(lead).square().sum(-1) for n,p in ps.items() if (n in own) == o) for o in (True, False)]
+    if sae.spread and sae.spread.features: add_up(squares[:1])
+    length = sum(squares).sqrt()
+    for p in ps.values(): p.grad.mul_((most/length.clamp_min(1e-12)).clamp(max=1).view(*length.shape, *[1]*(p.dim() - lead)))
 
 @patch(as_prop=True)
 def steered(self:Group)->bool:
@@ -255,8 +289,15 @@ def reties(self:Group)->bool:
 
 # %% ../../nbs/sae/02_engine.ipynb #a548e4f5
 @patch
+def _summands(self:Group): # Gradients of which each process has a part
+    ps = {n: p for n,p in self.sae.named_parameters() if self.shared or self.parted and n not in of_features(self.sae.config)}
+    for p in ps.values(): p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+    return {n: p.grad for n,p in ps.items()}
+
+@patch
 def _adam(self:Group):
     if self.fused: return self.kernel.update(self.opt)
+    add_up(self._summands().values())
     if self.config.clip: _clip(self.sae, self.config.clip)
     if self.sae.config.unit_norm: project_gradient(self.sae)
     self.opt.step()
@@ -275,7 +316,24 @@ def update(self:Group, x, y): # The last batch
     for n,v in self.average.items(): v.lerp_(self.sae.get_parameter(n), (1 - c.ema)/(1 - c.ema**self.step))
     if self.steered: self.l1.mul_(torch.exp(.05*(self.l0/c.l0 - 1).clamp(-1, 1)))
     if self.any_dead and c.retie and self.step % 16 == 0 and self.reties: retie(self.sae, self.silent > c.dead_after, c.retie)
-    if c.resample_every and self.step % c.resample_every == 0 and self.step <= (1 - c.decay)*self.steps: resample(self.sae, *(self.pool or (x, y)), self.silent > c.dead_after, self.opt, self.seeds, self.step)
+    if c.resample_every and self.step % c.resample_every == 0 and self.step <= (1 - c.decay)*self.steps: self._resample(*(self.pool or (x, y)))
+
+@patch
+def _resample(self:Group, x, y):
+    sae,opt,dead = self.sae,self.opt,self.silent > self.config.dead_after
+    if self.shared: x,y = (_joined(o, -2) for o in (x, y)) # the whole batch
+    if self.parted: sae,opt,dead = sae.assembled().to(x.device),None,_joined(dead)
+    before,sae.spread = sae.W_dec.clone(),None
+    resample(sae, x, y, dead, opt, self.seeds, self.step)
+    self.sae.spread = self.spread
+    if self.parted: self._take_new(sae, (sae.W_dec != before).any(-1)[..., self.spread.first:self.spread.last])
+
+@patch
+def _take_new(self:Group, whole, new): # Features that were resampled in the whole coder
+    self.sae.take(whole, self.spread.first)
+    for n,p in self.sae.named_parameters():
+        for o in self.opt.state[p].values() if n in of_features(whole.config) else ():
+            if o.shape == p.shape: o[new] = 0.
 
 # %% ../../nbs/sae/02_engine.ipynb #3cd1c73c
 def _unit_lengths(sae): # The same function, with directions of length 1
@@ -301,14 +359,16 @@ def ready(self:Group):
 # %% ../../nbs/sae/02_engine.ipynb #64d96ac4
 @patch
 def _held_out(self:Group, x, y, l1): # Loss and its reconstruction term, FVU of every level, firing rate of every feature
-    size,loss,error,fired = max(1, 2**24//self.sae.W_dec[..., 0].numel()),0.,0.,0.
+    size,n,variance = max(1, 2**24//self.sae.W_dec[..., 0].numel()),x.shape[-2],y.var(-2, correction=0).sum(-1)
+    if self.shared: x,y = (o[..., share(n), :] for o in (x, y))
+    loss,error,fired = variance.new_zeros(2, *variance.shape),variance*0,variance.new_zeros(self.silent.shape)
     for a,b in zip(x.split(size, -2), y.split(size, -2)):
         o = objective(self.sae, a, b, self.config, self.variance, l1, training=False)
-        loss = loss + torch.stack([o.loss, o.reconstruction])*b.shape[-2]
+        loss += torch.stack([o.loss, o.reconstruction])*b.shape[-2]
         error = error + torch.stack([(b - h).square().sum((-2, -1)) for h in o.levels])
-        fired = fired + (o.z != 0).sum(-2)
-    n = x.shape[-2]
-    return loss/n,error/n/y.var(-2, correction=0).sum(-1),fired/n
+        fired += (o.z != 0).sum(-2)
+    if self.shared: add_up([loss, error, fired])
+    return loss/n,error/n/variance,(_joined(fired) if self.parted else fired)/n
 
 # %% ../../nbs/sae/02_engine.ipynb #6a19e449
 @patch
@@ -320,23 +380,33 @@ def evaluate(self:Group,
              best:bool=False, # Keep these weights of the members that were never better?
              **facts # To stand first in the row
             ):
-    "Add a row to `history`; its values are lists, one number a member"
-    c,(k,l1,_),(fvu,l0,batches) = self.config,self.now(),self.sums
+    "Add a row to the history of every member"
+    c,(k,l1,_),(fvu,l0,batches) = self.config,self.now(),self.sums.unbind(-1)
     if not self.sums.isfinite().all(): raise ValueError(f'the training of a coder diverged (its error is no longer finite): lower lr={c.lr}')
     with self.ready():
         if calibration is not None: self.sae.calibrate(calibration*self.s_in[..., None, None])
         loss,levels,self.frequency = self._held_out(*self.units(x, y), l1)
         if best: self._keep_best(*loss)
-    row = dict(train_fvu=fvu/batches, train_l0=l0/batches, val_fvu=levels[-1], l0=self.frequency.sum(-1), dead_share=(self.silent > c.dead_after).float().mean(-1), l1=l1)
+    dead = (self.silent > c.dead_after).float().sum(-1)
+    if self.parted: add_up([dead])
+    row = dict(train_fvu=fvu/batches, train_l0=l0/batches, val_fvu=levels[-1], l0=self.frequency.sum(-1), dead_share=dead/self.sae.whole.width, l1=l1)
     if len(levels) > 1: row['level_fvu'] = levels.movedim(0, -1)
     if self.sae.config.activation == 'batchtopk': row['threshold'] = self.sae.threshold
-    self.history.append({**facts, **({'k': k} if k else {}), **{n: o.tolist() for n,o in row.items()}})
+    for m,history in enumerate(self.history): history.append({**facts, **({'k': k} if k else {}), **{n: self.of(m, o).tolist() for n,o in row.items()}})
     self.sums.zero_()
+
+@patch
+def of(self:Group,
+       m:int, # Number of a member
+       x:torch.Tensor # Of all members [M, ...]; of one coder as it is
+      )->torch.Tensor:
+    "What is member m's"
+    return x if self.sae.members is None else x[m]
 
 # %% ../../nbs/sae/02_engine.ipynb #607245d1
 @patch
 def _keep_best(self:Group, loss, reconstruction):
-    (_,l0,batches),ps = self.sums,dict(self.sae.named_parameters())
+    (_,l0,batches),ps = self.sums.unbind(-1),dict(self.sae.named_parameters())
     score = reconstruction + 1e3*((l0/batches/self.config.l0 - 1).abs() - .05).clamp_min(0) if self.steered else loss
     better = score < self.best_score
     self.best_score = torch.where(better, score, self.best_score)
@@ -345,26 +415,57 @@ def _keep_best(self:Group, loss, reconstruction):
 
 # %% ../../nbs/sae/02_engine.ipynb #40acffb6
 @patch
-def save(self:Group)->tuple: # Tensors by name, and facts
-    "All that training changes"
-    own = {n: getattr(self, n) for n in ('silent', 'l1', 'sums', 'variance', 's_in', 's_out', 'best_score')}
+def _state(self:Group): # All tensors, by name
     grads = {n: p.grad for n,p in self.sae.named_parameters() if p.grad is not None}
-    parts = dict(own=own, best=self.best, average=self.average, grad=grads, now=self.sae.state_dict(), opt=optimizer_tensors(self.opt))
-    return {f'{a}/{b}': v for a,o in parts.items() for b,v in o.items()},{n: getattr(self, n) for n in ('step', 'batches', 'any_dead', 'history')}
+    if self.spread and self.batches % self.config.accumulate:
+        add_up((new := {n: g.clone() for n,g in self._summands().items()}).values())
+        grads = {**grads, **new}
+    own = {n: getattr(self, n) for n in ('silent', 'l1', 'sums', 'variance', 's_in', 's_out', 'best_score')}
+    opt = {f'{n}.{k}': v for n,p in self.sae.named_parameters() for k,v in self.opt.state[p].items()}
+    parts = dict(own=own, best=self.best, average=self.average, grad=grads, now=self.sae.state_dict(), opt=opt)
+    return {f'{a}/{b}': v for a,o in parts.items() for b,v in o.items()}
+
+@patch
+def _cut(self:Group, name, dims): # Has this tensor of the state an entry for each feature, of which this process has some?
+    n = name.partition('/')[2].partition('.')[0]
+    return self.parted and dims > 0 and (n == 'silent' or n in of_features(self.sae.config))
+
+# %% ../../nbs/sae/02_engine.ipynb #25dda340
+@patch
+def room(self:Group,
+         name:str, # Of a tensor of the state
+         shape, # Of the whole tensor
+         dtype:torch.dtype
+        )->torch.Tensor:
+    "Room to read it into, as this process has it"
+    if not self._cut(name, len(shape)): return torch.empty(shape, dtype=dtype)
+    return self.spread.piece(torch.empty(self.spread.last - self.spread.first, *shape[1:], dtype=dtype))
+
+# %% ../../nbs/sae/02_engine.ipynb #af3cb58f
+@patch
+def save(self:Group)->list: # Tensors by name, and facts, of every member
+    "All that training changes"
+    spread = lambda n, v: self.spread.piece(v) if self._cut(n, v.dim()) else v
+    whose = lambda m, n, v: v.clone() if n.endswith('.step') else self.of(m, v)
+    state,facts = self._state(),{n: getattr(self, n) for n in ('step', 'batches', 'any_dead')} # Adam's step is the same for all members
+    return [({n: spread(n, whose(m, n, v)) for n,v in state.items()}, {**facts, 'history': history}) for m,history in enumerate(self.history)]
 
 @patch
 def load(self:Group,
-         tensors:dict, # From `save`
-         facts:dict # From `save`
+         saved:list # From `save`
         ):
     "Go on from there"
-    def part(a): return {k[len(a)+1:]: v.to(self.l1.device) for k,v in tensors.items() if k.startswith(a+'/')}
+    def one(n, v): return (self.spread.own(v) if self._cut(n, v.dim()) else v).to(self.l1.device)
+    tensors = {n: [one(n, ts[n]) for ts,_ in saved] for n in saved[0][0]}
+    tensors = {n: v[0] if self.sae.members is None or n.endswith('.step') else torch.stack(v) for n,v in tensors.items()}
+    def part(a): return {k[len(a)+1:]: v for k,v in tensors.items() if k.startswith(a+'/')}
     for k,v in part('own').items(): getattr(self, k).copy_(v)
     self.best,self.average = part('best'),part('average')
     self.sae.load_state_dict(part('now'))
     for n,v in part('grad').items(): self.sae.get_parameter(n).grad = v
-    restore_optimizer(self.opt, part('opt'))
-    for n in ('step', 'batches', 'any_dead', 'history'): setattr(self, n, facts[n])
+    if self.spread and not leads(): [g.zero_() for g in self._summands().values()] # the sum is in the first process
+    for n,v in part('opt').items(): self.opt.state[self.sae.get_parameter(n.partition('.')[0])][n.partition('.')[2]] = v.clone()
+    self.step,self.batches,self.any_dead,self.history = *(saved[0][1][o] for o in ('step', 'batches')),any(f['any_dead'] for _,f in saved),[f['history'] for _,f in saved]
 
 # %% ../../nbs/sae/02_engine.ipynb #570b918b
 @patch
@@ -375,6 +476,6 @@ def finished(self:Group,
     "The coders as they are used: single, for raw activations, with a threshold"
     with self.ready():
         self.sae.calibrate(calibration*self.s_in[..., None, None])
-        out = deepcopy(self.sae)
+        out = self.sae.assembled() if self.spread else deepcopy(self.sae)
     out.rescale(self.s_in, self.s_out)
     return [out.cpu()] if out.members is None else out.cpu().split()

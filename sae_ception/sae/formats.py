@@ -68,13 +68,20 @@ def _getter(path, cfg):
     return get
 
 def _json(path):
-    try: return _getter(path, read_json(path))
+    try: cfg = read_json(path)
     except (OSError, ValueError) as e: raise ValueError(f'{path} cannot be read as JSON: {e}') from None
+    if not isinstance(cfg, dict) or not isinstance(m := cfg.get('metadata', {}), dict) or not isinstance(m.get('sae_ception', {}), dict): raise ValueError(f'{path} is not the configuration of a coder: it must be a JSON object, and so must its metadata')
+    return _getter(path, cfg)
 
 # %% ../../nbs/sae/00_formats.ipynb #f29ea0e1
+def _size(get, key):
+    value = get(key)
+    if not isinstance(value, int) or value < 1: raise ValueError(f"{get.path}: '{key}' is {value!r}, and must be a whole number above 0")
+    return value
+
 def _choose(get, key, choices, *default):
     value = get(key, *default)
-    if value not in choices: raise ValueError(f"{get.path}: '{key}' is {value!r}; what can be read is {', '.join(map(repr, choices))}")
+    if not isinstance(value, (str, bool, type(None))) or value not in choices: raise ValueError(f"{get.path}: '{key}' is {value!r}; what can be read is {', '.join(map(repr, choices))}")
     return choices[value] if isinstance(choices, dict) else value
 
 # %% ../../nbs/sae/00_formats.ipynb #e5c81d5d
@@ -157,7 +164,7 @@ def _saelens(path, scale):
     name = get('architecture')
     if name == 'temporal': raise ValueError(f"{get.path}: a temporal SAE needs whole sequences and is read by interop.load_temporal")
     f = File(path/'sae_weights.safetensors')
-    kind,transcoder,d,F = _choose(get, 'architecture', _architectures),'transcoder' in name,get('d_in'),get('d_sae')
+    kind,transcoder,d,F = _choose(get, 'architecture', _architectures),'transcoder' in name,_size(get, 'd_in'),_size(get, 'd_sae')
     o = get('d_out') if transcoder else d
     c = dict(width=F, activation=kind, pre_bias=bool(get('apply_b_dec_to_input', True)) and not transcoder, skip='skip' in name,
              normalise=_choose(get, 'normalize_activations', _normalise, 'none'), heads=_choose(get, 'reshape_activations', dict(none=False, hook_z=True), 'none'))

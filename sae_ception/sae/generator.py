@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from fastcore.all import patch
 
-from ..core import check,config_hash,stream_seed
+from ..core import check,check_types,config_hash,stream_seed
 
 # %% ../../nbs/sae/05_generator.ipynb #c775f551
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ class WorldConfig:
     seed: int = 42 # Decides directions, loadings and spreads
 
     def __post_init__(self):
+        check_types(self)
+        for o in ('strength', 'spread'): check(len(v := getattr(self, o)) == 2 and all(isinstance(x, (int, float)) for x in v), self, o, 'must be two numbers')
         for o in ('features', 'd', 'roots', 'branching'): check(getattr(self, o) >= 1, self, o, 'must be at least 1')
         for o in ('depth', 'rank', 'correlation', 'bias', 'orthogonal_steps'): check(getattr(self, o) >= 0, self, o, 'must not be negative')
         check(self.roots <= self.features, self, 'roots', f'must not be more than the {self.features} features')

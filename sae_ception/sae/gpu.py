@@ -146,8 +146,9 @@ def dots(self:TritonBackend, a, which, table, rows):
 
 # %% ../../nbs/sae/00_triton.ipynb #32a33391
 @patch
-def residuals(self:TritonBackend, codes, D, target, ends, weights, penalty):
+def residuals(self:TritonBackend, codes, D, target, ends, weights, penalty, add=None):
     "Squared error of every level and gradient of `b_dec`; keeps what the weights' gradients need"
+    if add: self.ends = ends.tolist(); return TorchBackend.residuals(self, codes, D, target, ends, weights, penalty, add)
     self.row,self.col,self.values = codes.rows()
     (B,d),L = target.shape,len(ends)
     self.bag,self.ends = self.row*L + torch.searchsorted(ends, self.col, right=True),ends.tolist()

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from fastcore.all import patch,store_attr
 
-from .reference import Codes,More,TorchBackend,dense_codes,dense_step
+from ..processes import add_up,leads
+from .reference import Codes,More,TorchBackend,dense_codes,dense_step,offsets
 
 # %% ../../nbs/sae/00_kernels.ipynb #3b52a2fb
 @dataclass
@@ -38,7 +39,8 @@ class SparseStep:
                  pre_bias:bool=True, # Subtract `b_dec` from the input?
                  unit_norm:bool=True, # Keep every decoder row at length 1?
                  backend:str='auto', # `torch` (any device), `compiled` (CPU) or `triton` (CUDA)
-                 precision:str='auto' # Of the encoder's product: `float32`, or `bfloat16` or `int8` where the processor multiplies them natively
+                 precision:str='auto', # Of the encoder's product: `float32`, or `bfloat16` or `int8` where the processor multiplies them natively
+                 spread=None # The `Spread` of a coder that several processes train
                 ):
         if activation not in ('topk', 'batchtopk', 'relu'): raise ValueError(f'there is no sparse step for {activation}: choose topk, batchtopk or relu, or train with autograd')
         store_attr()
@@ -106,11 +108,12 @@ def __call__(self:SparseStep,
             )->StepResult: # Losses and counts; `gradients` and `update` go on from here
     "Losses and all that the gradients need, without changing a weight"
     p,target = self._open(params, x, y)
-    B,width,e,k = len(x),len(p['b_enc']),self.engine,self.k if k is None else k
-    ends = tuple(self.prefixes or (width,)) if ends is None else tuple(ends)
+    e,s,width,k = self.engine,self.spread,len(p['b_enc']),self.k if k is None else k
+    B,ends = s.rows if s else len(x),tuple(self.prefixes or (width,)) if ends is None else tuple(ends)
+    if s: ends = s.ends(ends)
     weights = torch.tensor(weights or self.level_weights or [1/len(ends)]*len(ends), device=x.device)
     scale,pre = weights*2/(B*variance),self._encode(self.inner, p['W_enc'])
-    crowded = self.activation == 'relu' and e.count(pre, p['b_enc']) > self.dense_above*B*width
+    crowded = self.activation == 'relu' and self._total(e.count(pre, p['b_enc'])) > self.dense_above*B*(s.config.width if s else width)
     out = self._dense(pre, p, target, ends, scale, l1/B) if crowded else self._sparse(pre, p, target, ends, scale, l1/B, k)
     errors,on,total,fired = out
     r = StepResult(None, errors/(B*variance), on/B, total/B, torch.zeros((), device=x.device), fired, getattr(e, 'least', None))
@@ -118,14 +121,37 @@ def __call__(self:SparseStep,
     r.loss = (weights*r.fvu).sum() + l1*r.l1 + auxk*r.aux
     return r
 
+@patch
+def _total(self:SparseStep, n): # Over all processes that share a coder
+    if self.spread: add_up([n := torch.as_tensor(n)])
+    return n
+
+@patch(as_prop=True)
+def parted(self:SparseStep)->bool:
+    "Do processes share the features?"
+    return self.spread is not None and self.spread.features
+
 # %% ../../nbs/sae/00_kernels.ipynb #757af9a0
 @patch
 def _sparse(self:SparseStep, pre, p, target, ends, scale, penalty, k):
     e = self.engine
-    codes = e.select(pre, p['b_enc'], self.inner, p['W_enc'], self.activation, k)
-    errors,self.gb_dec = e.residuals(codes, p['W_dec'], target, torch.tensor(ends, device=target.device), scale, penalty)
+    codes = self._select(pre, p, k)
+    errors,self.gb_dec = e.residuals(codes, p['W_dec'], target, torch.tensor(ends, device=target.device), scale, penalty, add_up if self.parted else None)
     self.more,self.top,self.last = None,e.top,e.last
     return errors,e.first[-1],e.total,e.first.diff() > 0
+
+# %% ../../nbs/sae/00_kernels.ipynb #3033791c
+@patch
+def _select(self:SparseStep, pre, p, k):
+    s,B,most,e,wanted = self.spread,len(pre),len(p['b_enc']),self.engine,k
+    if s and self.activation == 'batchtopk': k = min(most, (s.most(k) + .5)/B) # all that the batch may keep might be here
+    elif s: k = min(most, k)
+    codes = e.select(pre, p['b_enc'], self.inner, p['W_enc'], self.activation, k)
+    if not s or self.activation == 'relu' or self.activation == 'topk' and not s.features: return codes
+    row,col,value = codes.rows()
+    on = s.keep(row, value, B, self.activation, wanted)
+    first = offsets(row[on], B)
+    return Codes(first[:-1], first[1:], col[on].int(), value[on])
 
 # %% ../../nbs/sae/00_kernels.ipynb #017d6360
 SparseStep.dense_above = .03 # Share of active entries above which relu works with whole matrices
@@ -135,15 +161,17 @@ SparseStep.dense_above = .03 # Share of active entries above which relu works wi
 def _dense(self:SparseStep, pre, p, target, ends, scale, penalty):
     z,on,total,fired = self.engine.rectify(pre, p['b_enc'])
     levels,D,x = list(zip((0, *ends[:-1]), ends)),p['W_dec'].to(z.dtype),self.inner.to(z.dtype)
-    r = torch.stack([(z[:, a:b] @ D[a:b]).float() for a,b in levels]).cumsum(0) - target
+    r = torch.stack([(z[:, a:b] @ D[a:b]).float() for a,b in levels]).cumsum(0)
+    if self.parted: add_up([r])
+    r -= target
     G = (r*scale[:, None, None]).flip(0).cumsum(0).flip(0)
-    if self.room is None or self.room[0].shape != z.shape: self.room = torch.empty_like(z),torch.empty_like(p['W_dec']),torch.empty_like(p['W_enc'])
+    if self.room is None or self.room[0].shape != z.shape: self.room = torch.empty_like(z),torch.empty_like(D),torch.empty_like(p['W_enc'], dtype=z.dtype)
     dz,gD,gE = self.room
     for g,(a,b) in zip(G.to(z.dtype), levels):
         torch.mm(g, D[a:b].T, out=dz[:, a:b])
-        gD[a:b] = z[:, a:b].T @ g
+        torch.mm(z[:, a:b].T, g, out=gD[a:b])
     gb = self.engine.mask(z, dz, penalty)
-    self.more = More(torch.arange(len(D), device=D.device), gD, gE.copy_(dz.T @ x), gb)
+    self.more = More(torch.arange(len(D), device=D.device), gD, torch.mm(dz.T, x, out=gE), gb)
     self.engine.clear(target, len(D), torch.tensor(ends, device=D.device))
     self.gb_dec,self.top,self.last = G[0].sum(0),lambda: G[0],lambda: r[-1]
     return r.square().sum((1, 2)),on,total,fired
@@ -151,21 +179,26 @@ def _dense(self:SparseStep, pre, p, target, ends, scale, penalty):
 # %% ../../nbs/sae/00_kernels.ipynb #62905d37
 @patch
 def _auxk(self:SparseStep, p, r, dead, weight, k):
-    at = dead.nonzero().flatten()
-    if not len(at): return
+    at,s = dead.nonzero().flatten(),self.spread
+    n = int(self._total(len(at))) if self.parted else len(at)
+    if not n: return
     E,D,e = p['W_enc'][at],p['W_dec'][at],-self.last()
     z = (self.inner @ E.T + p['b_enc'][at]).relu_()
-    if k < len(at):
+    if k < n and self.parted: z = s.top_k(z, k)
+    elif k < n:
         values,on = z.topk(k, sorted=False)
         z = torch.zeros_like(z).scatter_(1, on, values)
-    g = z @ D - e
-    variance = (e - e.mean(0)).square().sum().clamp_min(1e-12)
+    g = z @ D
+    if self.parted: add_up([g])
+    g -= e
+    variance = (s.variance(e) if s else (e - e.mean(0)).square().sum()).clamp_min(1e-12)
     r.aux = g.square().sum()/variance
     g *= 2*weight/variance
     gz = (g @ D.T).mul_(z > 0)
     new = More(at, z.T @ g, gz.T @ self.inner, gz.sum(0))
     if self.more is None: self.more = new
     else:
+        self.more = More(self.more.at, *(o.float() for o in (self.more.D, self.more.E, self.more.b)))
         for n in ('D', 'E', 'b'): getattr(self.more, n)[at] += getattr(new, n)
 
 # %% ../../nbs/sae/00_kernels.ipynb #9c8dfe4f
@@ -175,8 +208,9 @@ def gradients(self:SparseStep)->dict: # By name, with the shapes of the paramete
     "The dense gradients of the last step, for clipping, for averaging over processes, for tests"
     self.seen = None # whoever asks for gradients changes the weights without us
     gD,gE,gb = self.engine.gradients(self.inner, self.more, len(self.params['b_enc']))
-    g = dict(W_enc=gE, b_enc=gb, W_dec=gD, b_dec=self.gb_dec - (gb @ self.params['W_enc'] if self.pre_bias else 0))
-    if 'W_skip' in self.params: g['W_skip'] = self.top().T @ self.x
+    mine = float(not self.parted or leads()) # the first process counts what all of them have
+    g = dict(W_enc=gE, b_enc=gb, W_dec=gD, b_dec=mine*self.gb_dec - (gb @ self.params['W_enc'] if self.pre_bias else 0))
+    if 'W_skip' in self.params: g['W_skip'] = mine*(self.top().T @ self.x)
     return g
 
 # %% ../../nbs/sae/00_kernels.ipynb #d6cbb55b
@@ -188,13 +222,14 @@ def update(self:SparseStep,
     "Project, let Adam step, give the decoder its lengths back"
     [group] = opt.param_groups
     if any(group[o] for o in ('weight_decay', 'amsgrad', 'maximize')): raise ValueError('the sparse update is plain Adam: set weight_decay=0, amsgrad=False and maximize=False')
+    if self.spread and not self.parted: raise RuntimeError('gradients of shared rows must be added up first: take `gradients`')
     if not hasattr(self.engine, 'update'): return self._torch_update(opt)
     moments,t = self._moments(opt),float(opt.state[self.params['b_dec']]['step'])
     (b1,b2),eps = group['betas'],group['eps']
     rate,c = float(group['lr'])/(1 - b1**t),(1 - b2**t)**-.5
     g = dict(b_dec=self.gb_dec) | (dict(W_skip=self.top().T @ self.x) if 'W_skip' in self.params else {})
     pull = self.engine.update(self.inner, self.more, self.params, moments, None if self.low == 'float32' else self.shadow, self.unit_norm, rate, (b1, b2), eps, c)
-    if self.pre_bias: g['b_dec'] = g['b_dec'] - pull
+    if self.pre_bias: g['b_dec'] = g['b_dec'] - self._total(pull)
     for n,o in g.items():
         m,v = moments[n]
         m.lerp_(o, 1 - b1); v.mul_(b2).addcmul_(o, o, value=1 - b2)
@@ -213,6 +248,7 @@ def _moments(self:SparseStep, opt):
 @patch
 def _torch_update(self:SparseStep, opt):
     for n,g in self.gradients().items(): self.params[n].grad = g
+    if self.parted: add_up([self.params[n].grad for n in ('b_dec', 'W_skip') if n in self.params])
     D = self.params['W_dec']
     if self.unit_norm: D.grad -= (D.grad*D).sum(-1, keepdim=True)/D.square().sum(-1, keepdim=True).clamp_min(1e-24)*D
     opt.step()

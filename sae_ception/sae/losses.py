@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import torch
 from fastcore.all import patch
 
-from ..core import check
+from ..core import check,check_types
 from .coders import SAE,SAEConfig
 from .sparsity import step,top_k
+from .spread import added
 
 # %% ../../nbs/sae/02_losses.ipynb #e393e8be
 def reconstruction_loss(y:torch.Tensor, # What is to be reconstructed [..., B, d]
@@ -68,7 +69,9 @@ def l0_loss(sae:SAE, # A jumprelu coder
     "The penalty on the number of features, before its coefficient"
     if penalty == 'tanh': return (4*z*sae.W_dec.norm(dim=-1).unsqueeze(-2)).tanh().sum(-1).mean(-1)
     l0 = step(pre, sae.threshold.unsqueeze(-2), sae.config.bandwidth, sae.config.input_grad).sum(-1)
-    return l0.mean(-1) if penalty == 'step' else (2/target*(l0 - target).square()).mean(-1)
+    if penalty == 'step': return l0.mean(-1)
+    if sae.spread and sae.spread.features: l0 = added(l0)
+    return (2/target*(l0 - target).square()).mean(-1)
 
 def pre_act_loss(sae:SAE, # A jumprelu coder
                  pre:torch.Tensor, # Pre-activations [..., B, F]
@@ -86,9 +89,10 @@ def auxk_loss(sae:SAE, # One coder or a stack
               k:int # Dead features to use a row
              )->torch.Tensor: # [...], 0 where no feature is dead
     "How much of the residual the dead features leave unexplained"
-    e = residual.detach()
-    z = top_k(pre.masked_fill(~dead.unsqueeze(-2), 0.), min(k, pre.shape[-1]), sae.config.activation == 'abstopk')
-    error,variance = (z @ sae.W_dec - e).square().sum((-2, -1)),(e - e.mean(-2, keepdim=True)).square().sum((-2, -1))
+    e,s = residual.detach(),sae.spread
+    z = (s.top_k if s and s.features else top_k)(pre.masked_fill(~dead.unsqueeze(-2), 0.), min(k, sae.whole.width), sae.config.activation == 'abstopk')
+    y = added(z @ sae.W_dec) if s and s.features else z @ sae.W_dec
+    error,variance = (y - e).square().sum((-2, -1)),s.variance(e)*e.shape[-2]/s.rows if s else (e - e.mean(-2, keepdim=True)).square().sum((-2, -1))
     return torch.where(dead.any(-1) & (variance > 0), error / variance.clamp_min(1e-30), 0.)
 
 # %% ../../nbs/sae/02_losses.ipynb #30ad319f
@@ -107,6 +111,8 @@ class LossConfig:
     sampled: int = 0 # Prefixes to draw anew at every step, instead of the coder's own (0: none)
 
     def __post_init__(self):
+        check_types(self)
+        check(all(isinstance(o, (int, float)) for o in self.level_weights), self, 'level_weights', 'must be numbers')
         for o in ('l1', 'l0', 'auxk', 'auxk_k', 'pre_act', 'sampled'): check(getattr(self, o) >= 0, self, o, 'must not be negative')
         check(self.loss in ('fvu', 'mnist', 'cifar'), self, 'loss', 'choose fvu, mnist or cifar')
         check(self.compat in ('', 'saelens'), self, 'compat', 'choose saelens, or leave it empty')
@@ -129,8 +135,7 @@ def _saelens_auxk(sae, pre, residual, dead, lengths):
 
 def _through_gates(sae, pre, x, detach):
     W,b,skip = (o.detach() if detach and o is not None else o for o in (sae.W_dec, sae.b_dec, getattr(sae, 'W_skip', None)))
-    y = pre.relu() @ W + b.unsqueeze(-2)
-    return y if skip is None else y + x @ skip.mT
+    return sae._sum(pre.relu() @ W, b.unsqueeze(-2) if skip is None else b.unsqueeze(-2) + x @ skip.mT)
 
 # %% ../../nbs/sae/02_losses.ipynb #0bcfb76c
 def level_plan(config:LossConfig, # What is minimised
@@ -170,7 +175,7 @@ def objective(sae:SAE, # One coder or a stack
     c,a,kind,d = config,sae.config.activation,'sum' if config.compat else config.loss,y.shape[-1]
     lengths,l1 = None if sae.config.unit_norm else sae.W_dec.norm(dim=-1),c.l1 if l1 is None else l1
     pre,z,decoded = _codes(sae, x, lengths if c.compat and a in TOPK else None, training, k)
-    ends,weights = level_plan(c, ends or sae.config.ends)
+    ends,weights = level_plan(c, ends or sae.whole.ends)
     levels = sae.levels(decoded, x, ends) if len(ends) > 1 else [sae.reconstruct(decoded, x)]
     if compares_raw(sae, c): levels = sae.denormalise(torch.stack([*levels]), y)
     y_hat = levels[-1]

@@ -180,13 +180,16 @@ def residuals(self:TorchBackend,
               target:torch.Tensor, # What the features have to explain [B, d_out]: y without bias and skip
               ends:torch.Tensor, # Ends of the levels, int64 [L]
               weights:torch.Tensor, # 2 w / (B variance) of each level [L]
-              penalty:float # What L1 adds to the gradient of every active value
+              penalty:float, # What L1 adds to the gradient of every active value
+              add=None # Sums the reconstructions [B, L, d_out] over processes that share the features, in place
              )->tuple: # Squared error of each level [L], and the gradient of the reconstruction summed over rows [d_out]
     "Decode level by level and go back to the values; keeps what the weights' gradients need"
     self.row,self.col,self.values = codes.rows()
     B,L = len(target),len(ends)
     self.bag = self.row*L + torch.searchsorted(ends, self.col, right=True)
-    r = self.bags(D, self.col, offsets(self.bag, B*L), self.values).view(B, L, -1).cumsum(1) - target[:, None]
+    r = self.bags(D, self.col, offsets(self.bag, B*L), self.values).view(B, L, -1).cumsum(1)
+    if add: add([r])
+    r -= target[:, None]
     self.G = (r*weights[:, None]).flip(1).cumsum(1).flip(1)
     self.dvalues = self.dots(self.G.flatten(0, 1), self.bag, D, self.col) + penalty
     self.first,self.total = offsets(self.col, len(D)),self.values.sum()

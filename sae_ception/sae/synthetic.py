@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from fastcore.all import patch
 
-from ..core import check
+from ..core import check,check_types
 
 # %% ../../nbs/sae/04_synthetic.ipynb #ebb2f9d7
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Tree:
     spread: float = .1 # Standard deviation of a feature's strength around 1
 
     def __post_init__(self):
+        check_types(self)
         for o in ('roots', 'children'): check(getattr(self, o) >= 1, self, o, 'must be at least 1')
         check(self.d >= self.features, self, 'd', f'must be at least roots*(1 + children) = {self.features}, so that directions can be at right angles')
         check(0 < self.p_root <= 1, self, 'p_root', 'is a probability above 0')

@@ -7,15 +7,21 @@ __all__ = ['train_saes', 'train_sae', 'Coder', 'Trained', 'train_on', 'SAETrainC
 
 # %% ../../nbs/sae/02_training.ipynb #141aec5c
 import json,time
+from contextlib import nullcontext
 from dataclasses import dataclass,replace
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from fastcore.all import patch
+from safetensors import SafetensorError,safe_open
 
-from ..core import Checkpoint,atomic,config_hash,generator,interruptible,pick_device,plain,progress
+from ..core import atomic,config_diff,config_hash,generator,interruptible,pick_device,plain,progress
+from ..processes import add_up,apart,everyone,first,leads,part_shapes,rank,ranks,share
+from ..run import Checkpoint
 from .coders import SAE,SAEConfig,save_sae
 from .engine import Group,SAETrainConfig,goes_sparse,total_variance
+from ..tracking import Tracking,flat
 
 _all_ = ['SAETrainConfig']
 
@@ -31,49 +37,91 @@ def train_saes(train:torch.Tensor, # Activations [M, N, d]
     "Train M SAEs together, each on its own activations"
     (M,N,d),device = train.shape,pick_device(str(device))
     seeds = list(range(M)) if seeds is None else seeds
-    train,validation = (o.detach().to(device, torch.float32) for o in (train, validation))
-    spread = [total_variance(train, 'the train activations'), total_variance(validation, 'the validation activations')]
-    per_epoch = -(-N//min(config.batch_size, N))
-    total = -(-config.rows//min(config.batch_size, N)) or per_epoch*config.epochs
-    whose = config_hash(dict(sae=sae, config=config, seeds=seeds, shape=list(train.shape), spread=spread))
-    alone = M == 1 and goes_sparse(sae, config, min(config.batch_size, N), device)
-    if alone: train,validation = train[0],validation[0]
-    group = Group(SAE(d, sae, None if alone else M).to(device), config, seeds, total//config.accumulate)
-    _fit(group, train, validation, total, per_epoch, Checkpoint(checkpoint), whose)
-    with torch.no_grad():
-        for n,p in group.sae.named_parameters(): p.copy_(group.best[n])
+    spread = [total_variance(o.detach().to(torch.float32), f'the {name} activations') for name,o in dict(train=train, validation=validation).items()]
+    B = min(config.batch_size, N)
+    total = -(-config.rows//B) or -(-N//B)*config.epochs
+    whose = config_hash(dict(sae=sae, config=config, seeds=seeds, shape=list(train.shape), spread=spread, form=2))
+    _agreed(whose, dict(sae=sae, config=config, seeds=seeds, variances=spread))
+    alone,mine = M == 1 and goes_sparse(sae, config, B, device),range(M)[share(M)]
+    train,validation = (o[0 if alone else share(M)].detach().to(device, torch.float32) for o in (train, validation))
+    group = Group(SAE(d, sae, None if alone else len(mine)).to(device), config, [seeds[m] for m in mine], total//config.accumulate) if mine else None
+    _fit(group, train, validation, B, total, Checkpoint(checkpoint), mine, whose)
+    found = dict(zip(mine, zip(_best(group, validation), group.history))) if group else {}
+    return tuple(map(list, zip(*_handed_round(found, [SAE(d, sae) for _ in seeds]))))
+
+@torch.no_grad()
+def _best(group, validation):
+    for n,p in group.sae.named_parameters(): p.copy_(group.best[n])
     group.average = {}
-    return group.finished(validation),[_history(group, m) for m in range(M)]
+    return group.finished(validation)
 
 # %% ../../nbs/sae/02_training.ipynb #c0303ef6
+def _agreed(whose, what):
+    "An error unless all processes were asked for the same"
+    if ranks() == 1 or len(set(everyone(whose))) == 1: return
+    other = first(plain(what))
+    differs = next(o for o in everyone(config_diff(other, plain(what))) if o)
+    raise ValueError(f'the processes were asked to train different things ({"; ".join(differs[:4])}): start all with the same configuration and data')
+
+def _all_or_none(f):
+    "What `f` gives; its error in one process is an error in all"
+    found = problem = None
+    try: found = f()
+    except ValueError as e: problem = e
+    said = [o for o in everyone(problem and str(problem)) if o] if ranks() > 1 else []
+    if problem: raise problem
+    if said: raise ValueError(said[0])
+    return found
+
+def _handed_round(found, coders): # {number: (SAE, history)} of this process, and empty coders of all numbers → pairs in order
+    if ranks() == 1: return [found[i] for i in range(len(coders))]
+    owner = {int(i): r for r,o in enumerate(everyone({i: 0 for i in found})) for i in o}
+    histories = {int(i): h for o in everyone(plain({i: h for i,(_,h) in found.items()})) for i,h in o.items()}
+    for i,sae in enumerate(coders):
+        if i in found: coders[i] = sae = found[i][0]
+        for o in sae.state_dict().values(): dist.broadcast(o.data, owner[i])
+    return [(sae, histories[i]) for i,sae in enumerate(coders)]
+
+# %% ../../nbs/sae/02_training.ipynb #2cf57e62
 def _belongs(facts, whose):
-    if facts['whose'] != whose: raise ValueError('the checkpoint belongs to another training (activations, configuration or seeds differ): remove it or name another file')
+    if facts.get('whose') != whose: raise ValueError('the checkpoint belongs to another training (activations, configuration or seeds differ) or another version: remove it or name another file')
 
-def _history(group, m): # Member m's own
-    one = (lambda v: v[m] if isinstance(v, list) else v) if group.sae.members is not None else (lambda v: v)
-    return [{k: one(v) for k,v in row.items()} for row in group.history]
+def _part(tensors, name):
+    name = str(name)
+    return {k[len(name)+1:]: v for k,v in tensors.items() if k.startswith(f'{name}/')}
 
-def _fit(group, train, validation, total, per_epoch, checkpoint, whose):
-    N,seeds = train.shape[-2],group.seeds
-    B = min(group.config.batch_size, N)
-    if saved := checkpoint.load(): _belongs(saved[1], whose); group.load(*saved)
-    else: group.begin(train)
-    (x,y),members = group.units(train),torch.arange(len(seeds), device=train.device)[:, None]
-    group.pool = x,y
-    pick = (lambda o, at: o[at[0]]) if group.sae.members is None else (lambda o, at: o[members, at])
-    order = lambda epoch: torch.stack([torch.randperm(N, generator=generator(o, 'sae rows', epoch)) for o in seeds]).to(train.device)
-    def state():
-        tensors,facts = group.save()
-        return tensors,{**facts, 'whose': whose}
+def _resume(group, saved, mine, whose): # Batches that are done
+    if not saved: return 0
+    tensors,facts = saved
+    _belongs(facts, whose)
+    if group: group.load([(_part(tensors, m), facts['members'][str(m)]) for m in mine])
+    return facts['members']['0']['batches']
+
+def _state_of(group, mine, whose):
+    parts = dict(zip(mine, group.save())) if group else {}
+    members = {m: f for o in everyone(plain({m: f for m,(_,f) in parts.items()})) for m,f in o.items()}
+    return {f'{m}/{n}': v for m,(ts,_) in parts.items() for n,v in ts.items()},dict(whose=whose, members=members)
+
+# %% ../../nbs/sae/02_training.ipynb #186f6c11
+def _fit(group, train, validation, B, total, checkpoint, mine, whose):
+    N,per_epoch,done = train.shape[-2],-(-train.shape[-2]//B),_resume(group, checkpoint.load(), mine, whose)
+    if group:
+        if not done: group.begin(train)
+        group.pool = x,y = group.units(train)
+    at = torch.arange(len(mine), device=train.device)[:, None]
+    pick = (lambda o, rows: o[rows[0]]) if train.dim() == 2 else (lambda o, rows: o[at, rows])
+    order = lambda epoch: torch.stack([torch.randperm(N, generator=generator(o, 'sae rows', epoch)) for o in group.seeds]).to(train.device)
     epoch,rows = -1,None
     with interruptible() as stop:
-        for batch in progress(range(group.batches, total), 'training SAEs', total - group.batches):
-            if epoch != batch//per_epoch: epoch,rows = batch//per_epoch,order(batch//per_epoch)
-            at = rows[:, batch % per_epoch*B:(batch % per_epoch + 1)*B]
-            now = pick(x, at)
-            group.feed(now, now if y is x else pick(y, at))
-            if batch % per_epoch == per_epoch - 1 or batch == total - 1: group.evaluate(validation, None, validation, best=True, epoch=epoch)
-            checkpoint(state, stop, last=batch == total-1)
+        for batch in progress(range(done, total), 'training SAEs', total - done):
+            if group:
+                if epoch != batch//per_epoch: epoch,rows = batch//per_epoch,order(batch//per_epoch)
+                now = rows[:, batch % per_epoch*B:(batch % per_epoch + 1)*B]
+                a = pick(x, now)
+                group.feed(a, a if y is x else pick(y, now))
+            last = batch == total - 1
+            if last or batch % per_epoch == per_epoch - 1: _all_or_none(lambda: group and group.evaluate(validation, None, validation, best=True, epoch=batch//per_epoch))
+            checkpoint(lambda: _state_of(group, mine, whose), stop, last)
 
 # %% ../../nbs/sae/02_training.ipynb #804df659
 def train_sae(train:torch.Tensor, # Activations [N, d]
@@ -124,17 +172,31 @@ def _plan(rows, coders): # Batches in all, and rows in each
     if not total: raise ValueError('this stream has no end: say with SAETrainConfig.rows how many rows to train on')
     return -(-total//size),size
 
+def _check_spread(spread, coders, size):
+    if spread not in ('rows', 'features', 'coders'): raise ValueError(f'spread={spread!r}: choose rows, features or coders')
+    if spread == 'rows' and size < ranks(): raise ValueError(f'batch_size={size}: {ranks()} processes cannot share so few rows')
+    if spread == 'coders' and len(coders) < ranks(): raise ValueError(f'spread=coders: {ranks()} processes for {len(coders)} coders would leave some with nothing to do; choose rows or features, or start fewer')
+
 # %% ../../nbs/sae/02_training.ipynb #085cc393
-def _groups(rows, coders, batches, size, device): # Stacks of coders that differ in nothing but seed and name
-    kinds = {}
-    for i,c in enumerate(coders): kinds.setdefault((c.site, c.target, c.sae, c.train), []).append(i)
+def _mine(rows, coders): # Numbers of the coders of this process: the largest first, each to whom has least to do
+    width = lambda c: c.sae.width*(rows.widths[c.site] + rows.widths[c.target or c.site])
+    load,whose = [0]*ranks(),{}
+    for i in sorted(range(len(coders)), key=lambda i: -width(coders[i])):
+        whose[i] = load.index(min(load))
+        load[whose[i]] += width(coders[i])
+    return sorted(i for i,r in whose.items() if r == rank())
+
+def _groups(rows, coders, batches, size, device, spread): # Stacks of coders that differ in nothing but seed and name
+    kinds,how = {},spread if ranks() > 1 and spread != 'coders' else None
+    for i in _mine(rows, coders) if spread == 'coders' else range(len(coders)): c = coders[i]; kinds.setdefault((c.site, c.target, c.sae, c.train), []).append(i)
     for (site,target,sae,train),which in kinds.items():
         if batches < train.accumulate: raise ValueError(f'{batches} batches of {size} rows are not one step of accumulate={train.accumulate}: train on more rows')
         alone = goes_sparse(sae, train, size, device)
         most = 1 if alone else max(1, 2**26//(size*sae.width))
         for which in [which[i:i+most] for i in range(0, len(which), most)]:
-            coder = SAE(rows.widths[site], replace(sae, heads=False), None if alone else len(which), rows.widths[target] if target else None).to(device)
-            group = Group(coder, train, [coders[i].seed for i in which], batches//train.accumulate)
+            coder = SAE(rows.widths[site], replace(sae, heads=False), None if alone else len(which), rows.widths[target] if target else None)
+            if how: coder = coder.part(how)
+            group = Group(coder.to(device), train, [coders[i].seed for i in which], batches//train.accumulate)
             group.site,group.target,group.which = site,target,which
             yield group
 
@@ -149,42 +211,49 @@ def train_on(rows, # A stream of activations
              every:int=0, # Batches between evaluations (0: twenty evaluations in all)
              held_out:int=16_384, # Held-out rows; where there are thresholds, the first half calibrates them and the second is measured
              save_every:float=60., # Seconds between two checkpoints
-             trackers:tuple=(), # Names that accelerate knows (`tensorboard`, `wandb`, `trackio`, ...), or trackers
-             measure=None # Called at every evaluation with a `Coder`, its finished `SAE` and its row of the history; what it returns, a dict, is added to the row
+             trackers:tuple=(), # Names that accelerate knows (`tensorboard`, `wandb`, `trackio`, ...), trackers, or a `Tracking` that goes on afterwards
+             measure=None, # Called at every evaluation with a `Coder`, its finished `SAE` and its row of the history; what it returns, a dict, is added to the row
+             spread:str='rows' # How several processes share the work: `rows`, `features` or `coders`
             )->list: # One `Trained` a coder
     "Train coders on one stream, in one pass"
-    coders,device,trackers = list(coders),pick_device(str(device)),_trackers(trackers, Path(log).parent if log else checkpoint or 'runs')
+    coders,device,tracking = list(coders),pick_device(str(device)),trackers if isinstance(trackers, Tracking) else Tracking(trackers)
     if not coders: raise ValueError('there are no coders to train: give at least one')
-    run = _Run(rows, coders, device, held_out, checkpoint and Path(checkpoint))
+    run = _Run(rows, coders, device, held_out, checkpoint and Path(checkpoint), spread)
     every,saver = every or max(1, run.batches//20),Checkpoint(run.folder and run.folder/'resume.safetensors', save_every)
-    run.begin(saver.load())
-    logs = _Log(log, trackers, coders, run.done)
+    run.begin(saver)
+    logs = _Log(log if leads() else None, coders, run.done)
+    tracking.start(Path(log).parent if log else checkpoint or 'runs', {f'{c.label}/{k}': v for c in coders for k,v in flat(plain(c)).items()}, resume=bool(checkpoint))
     try:
+        for name,rows in run.histories(): tracking.log(name, rows) # what a checkpoint knows
         with interruptible() as stop:
             for i in progress(range(run.done, run.batches), 'training coders', run.batches - run.done):
                 run.feed()
                 last = i == run.batches - 1
-                if last or (i+1) % every == 0: logs(run.evaluate(measure))
+                if last or (i+1) % every == 0: run.tell(logs, tracking, measure)
                 saver(run.state, stop, last)
-    finally: logs.finish()
+    finally:
+        if tracking is not trackers: tracking.close()
     return run.trained()
 
 # %% ../../nbs/sae/02_training.ipynb #a3fccc6b
 class _Run: # All groups, and the stream they read
-    def __init__(self, rows, coders, device, held_out, folder):
-        self.rows,self.coders,self.device,self.folder,self.done = rows,coders,device,folder,0
+    def __init__(self, rows, coders, device, held_out, folder, spread):
+        self.rows,self.coders,self.device,self.folder,self.done,self.spread = rows,coders,device,folder,0,spread
         self.batches,self.size = _plan(rows, coders)
-        self.groups = list(_groups(rows, coders, self.batches, self.size, device))
+        self.whose = config_hash(dict(stream=rows.fingerprint, coders=coders, form=2))
+        _agreed(config_hash(dict(whose=self.whose, spread=spread, held_out=held_out)), dict(stream=rows.fingerprint, coders={c.label: c for c in coders}, spread=spread, held_out=held_out))
+        _check_spread(spread, coders, self.size)
+        self.part = share(self.size) if spread == 'rows' else slice(None)
+        self.groups = list(_groups(rows, coders, self.batches, self.size, device, spread))
         self.sites = sorted({s for c in coders for s in (c.site, c.target) if s})
         thresholds = any(c.sae.activation == 'batchtopk' for c in coders)
         held,n = rows.held_out(held_out),held_out//2 if thresholds else 0
         self.first,self.second = {s: held[s][:n] for s in self.sites},{s: held[s][n:] for s in self.sites}
         for s,v in self.second.items(): total_variance(v, f'the held-out activations at {s!r}')
-        self.whose = config_hash(dict(stream=rows.fingerprint, coders=coders))
         self.broken = {s: torch.zeros((), dtype=torch.bool, device=device) for s in self.sites}
 
-    def begin(self, saved):
-        if saved: return self.load(*saved)
+    def begin(self, saver):
+        if saved := self.saved(saver): return self.load(*saved)
         before = self.rows.state()
         sample = [self.rows.batch(self.size) for _ in range(max(1, min(_SAMPLE, self.rows.total or _SAMPLE)//self.size))]
         self.rows.load(*before)
@@ -201,110 +270,123 @@ class _Run: # All groups, and the stream they read
 @patch
 def feed(self:_Run):
     "One batch to all groups"
-    batch = {s: v.to(self.device, torch.float32, non_blocking=True) for s,v in self.rows.batch(self.size).items() if s in self.sites}
+    batch = {s: v.to(self.device, torch.float32, non_blocking=True) for s,v in self.rows.batch(self.size, self.part).items() if s in self.sites}
     for s,v in batch.items(): self.broken[s] |= ~v.isfinite().all()
-    for g in self.groups: g.feed(*g.units(*self.pair(batch, g)))
+    for g in self.groups: g.feed(*g.units(*self.pair(batch, g)), self.size)
     self.done += 1
 
 # %% ../../nbs/sae/02_training.ipynb #83527d1f
 @patch
+def histories(self:_Run):
+    "Names and histories, in the order in which the coders were asked for"
+    found = {i: g.history[m] for g in self.groups for m,i in enumerate(g.which)}
+    if self.spread == 'coders': found = {int(i): h for o in everyone(plain(found)) for i,h in o.items()}
+    return [(self.coders[i].label, found[i]) for i in range(len(self.coders))]
+
+@patch
+def tell(self:_Run, logs, tracking, measure):
+    "Evaluate, and write it down"
+    self.evaluate(measure)
+    found = [(name, rows[-1]) for name,rows in self.histories()]
+    logs(found)
+    for name,row in found: tracking.log(name, row)
+
+@patch
 def evaluate(self:_Run, measure=None):
-    "Held-out numbers of every coder; gives their rows of the history, with names"
+    "Held-out numbers of every coder, in its history"
+    return _all_or_none(lambda: self._evaluate(measure)) if self.spread == 'coders' else self._evaluate(measure)
+
+@patch
+def _evaluate(self:_Run, measure):
+    if self.spread == 'rows' and ranks() > 1: self._tell_broken()
     if bad := [s for s,o in self.broken.items() if o]: raise ValueError(f'the stream gave numbers at {", ".join(bad)} that are not finite: mend the model, or leave such rows out')
     for g in self.groups:
         g.evaluate(*self.held(self.second, g), calibration=self.held(self.first, g)[0], batch=self.done, rows=self.done*self.size)
         if measure: self._measure(g, measure)
-        yield from ((self.coders[i].label, _history(g, m)[-1]) for m,i in enumerate(g.which))
+
+@patch
+def _tell_broken(self:_Run): # Numbers that are not finite, in the rows of any process
+    add_up([found := torch.stack([o.float() for o in self.broken.values()])])
+    self.broken = {s: o > 0 for s,o in zip(self.broken, found)}
 
 # %% ../../nbs/sae/02_training.ipynb #e5c0feca
 @patch
-def coders_of(self:_Run, g): # Number, `Coder` and finished SAE of each member
-    for i,sae in zip(g.which, g.finished(self.held(self.first, g)[0])):
+def coders_of(self:_Run, g): # Number, `Coder`, finished SAE and history of each member
+    for m,(i,sae) in enumerate(zip(g.which, g.finished(self.held(self.first, g)[0]))):
         sae.config = replace(sae.config, heads=self.coders[i].sae.heads)
-        yield i,self.coders[i],sae
+        yield i,self.coders[i],sae,g.history[m]
 
-# %% ../../nbs/sae/02_training.ipynb #02fca707
+@patch
+def alone(self:_Run): return apart() if self.spread == 'coders' else nullcontext()
+
 @patch
 def _measure(self:_Run, g, measure):
-    found = [measure(c, sae, _history(g, m)[-1]) or {} for m,(_,c,sae) in enumerate(self.coders_of(g))]
-    for n in {n: 0 for o in found for n in o}:
-        values = [o.get(n) for o in found]
-        g.history[-1][n] = values if g.sae.members else values[0]
+    with self.alone():
+        for _,c,sae,history in self.coders_of(g): history[-1].update(measure(c, sae, history[-1]) or {})
 
-# %% ../../nbs/sae/02_training.ipynb #546b7876
+# %% ../../nbs/sae/02_training.ipynb #02fca707
 @patch
 def save_coders(self:_Run):
     "Every coder in its folder, as it is now"
     for g in self.groups:
         rate = getattr(g, 'frequency', None)
-        for m,(_,c,sae) in enumerate(self.coders_of(g)):
-            frequency = None if rate is None else (rate[m] if g.sae.members else rate).cpu()
+        for m,(_,c,sae,_) in enumerate(self.coders_of(g)):
             facts = dict(site=c.site, **({'target': c.target} if c.target else {}), seed=c.seed, rows=self.done*self.size, training=plain(c.train))
-            save_sae(self.folder/c.label, sae, frequency, **facts)
+            with self.alone():
+                if leads(): save_sae(self.folder/c.label, sae, None if rate is None else g.of(m, rate).cpu(), **facts)
 
 @patch
 def trained(self:_Run):
     "The coders, in the order in which they were asked for"
-    found = {i: Trained(c.label, c, sae, _history(g, m)) for g in self.groups for m,(i,c,sae) in enumerate(self.coders_of(g))}
-    return [found[i] for i in range(len(self.coders))]
+    found = {i: (sae, history) for g in self.groups for i,_,sae,history in self.coders_of(g)}
+    if self.spread == 'coders': found = dict(enumerate(_handed_round(found, [SAE(self.rows.widths[c.site], c.sae, d_out=self.rows.widths[c.target] if c.target else None) for c in self.coders])))
+    return [Trained(c.label, c, *found[i]) for i,c in enumerate(self.coders)]
 
-# %% ../../nbs/sae/02_training.ipynb #e3d1ab7f
+# %% ../../nbs/sae/02_training.ipynb #546b7876
 @patch
 def state(self:_Run):
     "What a restart needs; writes the coders' folders too"
     self.save_coders()
-    parts,(stream,position) = [g.save() for g in self.groups],self.rows.state()
-    tensors = {f'{i}/{n}': v for i,(ts,_) in enumerate(parts) for n,v in ts.items()}
-    return {**tensors, **{f'rows/{n}': v for n,v in stream.items()}},dict(whose=self.whose, done=self.done, position=position, groups=[f for _,f in parts])
+    parts = {i: o for g in self.groups for i,o in zip(g.which, g.save())}
+    facts = {i: f for i,(_,f) in parts.items()}
+    if self.spread == 'coders': facts = {i: f for o in everyone(plain(facts)) for i,f in o.items()}
+    stream,position = self.rows.state()
+    tensors = {f'{i}/{n}': v for i,(ts,_) in parts.items() for n,v in ts.items()}
+    return {**tensors, **{f'rows/{n}': v for n,v in stream.items()}},dict(whose=self.whose, done=self.done, position=position, coders=facts)
+
+@patch
+def saved(self:_Run, saver):
+    "What the last save kept, as far as this process needs it"
+    if ranks() == 1 or not saver.path or not first(saver.path.exists()): return saver.load()
+    try:
+        with safe_open(saver.path, 'pt') as f: facts = {k: json.loads(v) for k,v in f.metadata().items()}
+        shapes,like = part_shapes(saver.path.parent/facts['parts']),{}
+    except (KeyError, OSError, ValueError, SafetensorError): return saver.load() # one file, or damaged: then it says so
+    _belongs(facts, self.whose)
+    whose = {str(i): g for g in self.groups for i in g.which}
+    for n,(shape,dtype) in shapes.items():
+        i,_,name = n.partition('/')
+        if i in whose: like[n] = whose[i].room(name, shape, dtype)
+        elif i == 'rows': like[n] = torch.empty(shape, dtype=dtype)
+    return saver.load(like)
 
 @patch
 def load(self:_Run, tensors, facts):
     _belongs(facts, self.whose)
-    part = lambda a: {k[len(a)+1:]: v for k,v in tensors.items() if k.startswith(f'{a}/')}
-    for i,g in enumerate(self.groups): g.load(part(str(i)), facts['groups'][i])
-    self.rows.load(part('rows'), facts['position'])
+    for g in self.groups: g.load([(_part(tensors, i), facts['coders'][str(i)]) for i in g.which])
+    self.rows.load(_part(tensors, 'rows'), facts['position'])
     self.done = facts['done']
 
 # %% ../../nbs/sae/02_training.ipynb #ec4abfca
-def _trackers(wanted, folder): # Made, but not started
-    made = [o for o in ([wanted] if isinstance(wanted, str) else wanted)]
-    if not any(isinstance(o, str) for o in made): return made
-    from accelerate import PartialState,tracking # slow to import, and wanted by few
-    PartialState() # without it, trackers refuse to start
-    known,ready = tracking.LOGGER_TYPE_TO_CLASS,{getattr(o, 'value', o) for o in tracking.get_available_trackers()}
-    where = dict(tensorboard=dict(run_name='tensorboard', logging_dir=str(folder)), wandb=dict(dir=str(folder)))
-    for i,name in enumerate(made):
-        if not isinstance(name, str): continue
-        if name not in known: raise ValueError(f'tracker {name!r} is unknown: choose from {", ".join(sorted(known))}')
-        if name not in ready: raise ValueError(f'tracker {name!r} is not installed here (ready: {", ".join(sorted(ready)) or "none"}): pip install {name}')
-        needs = dict(logging_dir=str(folder)) if known[name].requires_logging_directory else {}
-        made[i] = known[name](**{'run_name': 'sae_ception', **needs, **where.get(name, {})})
-    return made
-
-def _flat(o, name, sep): # {'name.field': number or text}
-    if isinstance(o, dict): return {k: v for n,x in o.items() for k,v in _flat(x, f'{name}{sep}{n}', sep).items()}
-    return {name: o if isinstance(o, (int, float, str)) else json.dumps(o)}
-
-# %% ../../nbs/sae/02_training.ipynb #2146dd43
-class _Log: # JSON lines and trackers
-    def __init__(self, path, trackers, coders, done):
-        self.path,self.trackers = path and Path(path),trackers
-        for t in self.trackers:
-            if hasattr(t, 'start'): t.start() # older versions of accelerate start when they are made
-            t.store_init_configuration({k: v for c in coders for k,v in _flat(plain(c), '', '.').items() for k in [f'{c.label}/{k[1:]}']})
+class _Log: # JSON lines
+    def __init__(self, path, coders, done):
+        self.path = path and Path(path)
         if self.path and self.path.exists():
             lines = [o for o in self.path.read_text().splitlines() if o.endswith('}')]
             stale = lambda o: o.get('event') == 'coder' and o['batch'] > done
             with atomic(self.path) as tmp: tmp.write_text(''.join(o + '\n' for o in lines if not stale(json.loads(o))))
 
     def __call__(self, found):
-        found = list(found)
-        if self.path:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.path, 'a') as f: f.writelines(json.dumps(plain(dict(time=round(time.time(), 3), event='coder', coder=name, **row))) + '\n' for name,row in found)
-        spread = lambda row: {k: v for n,o in row.items() for k,v in ({f'{n}/{i}': x for i,x in enumerate(o)} if isinstance(o, list) else {n: o}).items()}
-        now = {f'{name}/{k}': v for name,row in found for k,v in spread(row).items() if isinstance(v, (int, float))}
-        for t in self.trackers: t.log(now, step=found[0][1]['batch'])
-
-    def finish(self):
-        for t in self.trackers: t.finish()
+        if not self.path: return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, 'a') as f: f.writelines(json.dumps(plain(dict(time=round(time.time(), 3), event='coder', coder=name, **row))) + '\n' for name,row in found)

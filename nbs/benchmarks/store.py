@@ -1,0 +1,142 @@
+#!/usr/bin/env python3
+"""Times how fast training reads a store, beside what memory and disk can do in the same run.
+
+    python store.py --out store.jsonl                     everything the notebook beside this file shows: under 3 minutes, 2.5 GB of disk and of memory
+    python store.py --out store.jsonl --gb .3 --rounds 3  smaller
+
+Stores are made of random numbers with random masks and lie in a folder that is removed at the end (--at chooses where). Every line of the output is a JSON object; rates count bytes of the store,
+two for each number that is read, in GB/s. All ways take turns within a round; the best round counts, since others share the machine.
+"""
+import argparse,json,os,platform,shutil,sys,tempfile,threading,time
+from pathlib import Path
+
+import torch
+
+from sae_ception.core import checksum,config_hash,generator,plain,write_json,write_tensors
+from sae_ception.store import Store
+from sae_ception.gather import Gather
+
+
+def make(path, widths, rows, shards, seed=0):
+    "A store of random numbers: one row in a hundred is a BOS token"
+    settings = dict(model=dict(name='random'), sites=widths, seed=seed, rows=rows, shards=shards)
+    written,g = [],generator(seed)
+    for i in range(shards):
+        name,files = f'train-{i:05d}',{}
+        facts = dict(tokens=torch.randint(9, 50000, (rows,), generator=g).int(), doc=torch.randint(0, rows//100, (rows,), generator=g), position=torch.arange(rows).int() % 100 - 1,
+                     context=torch.arange(rows).int()//100, slot=torch.arange(rows).int() % 100, **{f'norm:{k}': torch.ones(rows) for k in widths})
+        for part,tensors in {'rows': facts, **{k: dict(h=torch.randn(2048, d, generator=g).bfloat16().repeat(-(-rows//2048), 1)[:rows]) for k,d in widths.items()}}.items():
+            write_tensors(file := path/name/f'{part}.safetensors', tensors, of=dict(store=config_hash(settings), shard=name, part=part))
+            files[part] = dict(name=f'{name}/{part}.safetensors', bytes=file.stat().st_size, sha256=checksum(file))
+        written.append(dict(files=files, total=rows, counts=dict(rows=rows)))
+    meta = plain(dict(settings=settings, id=config_hash(settings), special=[], norms={k: dict(median_norm=1., mean_square=1.) for k in widths}, text={}, shards=dict(train=written, held_out=[]), versions={}))
+    write_json(path/'meta.json', dict(meta, hash=config_hash(meta)))
+    return Store(path)
+
+
+def drop(path):
+    "Take the files of a store out of memory"
+    for o in path.rglob('*.safetensors'):
+        fd = os.open(o, os.O_RDONLY)
+        os.fsync(fd); os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED); os.close(fd)
+
+
+def mean_time(ways, rounds, seconds):
+    "Name -> seconds a call in the best round, where all ways take turns; a round is many calls one after the other"
+    took = {k: float('inf') for k in ways}
+    for r in range(rounds):
+        for k in list(ways)[::1 if r % 2 else -1]:
+            ways[k]()
+            n,start = 0,time.perf_counter()
+            while (spent := time.perf_counter() - start) < seconds: ways[k](); n += 1
+            took[k] = min(took[k], spent/n)
+    return took
+
+
+def warm(store, sites, batch, rounds, seconds):
+    "Reading what is in memory, beside copying it"
+    d,rows = next(iter(store.widths.values())),store.rows(sites)
+    for _ in range(rows.total//batch + 1): rows.batch(batch) # everything is checked and mapped
+    held = {k: [store.open('train', i, k)['h'] for i in range(len(rows.kept))] for k in sites}
+    for hs in held.values():
+        for h in hs: h.view(torch.int16).sum()
+    outs,place = {k: torch.from_numpy(Gather([1], d)._room(batch)) for k in sites},[0]
+    def pieces(size):
+        for k in sites:
+            for j in range(0, batch, size):
+                h = held[k][place[0] % len(rows.kept)]
+                at = place[0]*7919*size % (len(h) - size + 1)
+                place[0] += 1
+                yield h[at:at+size],outs[k][j:j+size]
+    def blocks():
+        for h,out in pieces(256): out.copy_(h)
+    def straight():
+        for h,out in pieces(batch): out.copy_(h)
+    def select(): # what PyTorch does in one operation a step, with blocks as rows
+        for k in sites:
+            h = held[k][place[0] % len(rows.kept)]
+            at = torch.randint(len(h)//256, (batch//256,), generator=g)
+            place[0] += 1
+            h[:len(h)//256*256].view(-1, 256*d).index_select(0, at).float()
+    g = generator(1)
+    took = mean_time(dict(store=lambda: rows.batch(batch), blocks=blocks, straight=straight, select=select), rounds, seconds)
+    gb = 2*batch*d*len(sites)/1e9
+    return dict(table='warm', d=d, sites=len(sites), batch=batch, **{k: gb/v for k,v in took.items()}, share=took['blocks']/took['store'])
+
+
+def sequential(path):
+    "Read all files one after the other; bytes a second"
+    n,start,buffer = 0,time.perf_counter(),bytearray(2**23)
+    for o in sorted(path.rglob('*.safetensors')):
+        with open(o, 'rb', 0) as f:
+            while k := f.readinto(buffer): n += k
+    return n/(time.perf_counter() - start)
+
+
+def cold(path, batch, rounds):
+    "A whole pass over files that are not in memory, first by a new reader, which checks them, then by one that did"
+    rates = dict(disk=[], first=[], later=[], checksums=[])
+    for _ in range(rounds):
+        drop(path); rates['disk'].append(sequential(path))
+        drop(path)
+        start,rows = time.perf_counter(),Store(path).rows()
+        for _ in range(rows.total//batch): rows.batch(batch)
+        rates['first'].append(rows.store.bytes/(time.perf_counter() - start))
+        rows.ahead[1].join()
+        again = rows.store.rows()
+        del rows
+        drop(path)
+        start = time.perf_counter()
+        for _ in range(again.total//batch): again.batch(batch)
+        rates['later'].append(again.store.bytes/(time.perf_counter() - start))
+        del again
+        start = time.perf_counter()
+        for o in path.rglob('*.safetensors'): checksum(o)
+        rates['checksums'].append(sum(o.stat().st_size for o in path.rglob('*.safetensors'))/(time.perf_counter() - start))
+    found = {k: max(v)/1e9 for k,v in rates.items()}
+    return dict(table='cold', batch=batch, gb=sum(o.stat().st_size for o in path.rglob('*'))/1e9, **found, share_first=found['first']/found['disk'], share_later=found['later']/found['disk'])
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--out', required=True); p.add_argument('--at'); p.add_argument('--gb', type=float, default=.5)
+    p.add_argument('--rounds', type=int, default=5); p.add_argument('--seconds', type=float, default=.25); p.add_argument('--tables', default='warm,cold')
+    a = p.parse_args()
+    work,tables = Path(tempfile.mkdtemp(dir=a.at)),a.tables.split(',')
+    try:
+        with open(a.out, 'w') as f:
+            def say(**o): f.write(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k,v in o.items()}) + '\n'); f.flush(); print(o, flush=True)
+            say(table='machine', processor=platform.processor() or platform.machine(), cores=os.cpu_count(), threads=torch.get_num_threads(), torch=torch.__version__, gb=a.gb)
+            for d in (768, 2304):
+                rows = int(a.gb*1e9/(2*d)/8)
+                store = make(work/str(d), {f's{i}': d for i in range(4)}, rows, 8)
+                for sites in (1, 2, 4) if 'warm' in tables else ():
+                    for batch in (1024, 4096): say(**warm(store, list(store.widths)[:sites], batch, a.rounds, a.seconds))
+                if d == 2304 and 'cold' in tables: say(d=d, sites=4, shards=8, **cold(work/str(d), 4096, 3))
+                shutil.rmtree(work/str(d))
+            if 'cold' in tables:
+                make(work/'many', {'s0': 768}, int(2*a.gb*1e9/(2*768)/24), 24)
+                say(d=768, sites=1, shards=24, **cold(work/'many', 4096, 3))
+    finally: shutil.rmtree(work)
+
+if __name__ == '__main__': main()
