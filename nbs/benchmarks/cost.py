@@ -49,7 +49,7 @@ def compare(write, name, q, m, measured, stages=None):
     rows = table[table.stage.isin(stages)] if stages else table
     write(table='run', name=name, predicted=float(told.sum()), measured=measured, parts={o.part: round(float(o.seconds), 3) for o in rows.groupby('part', sort=False).seconds.sum().reset_index().itertuples()})
 
-def on_text(write, m, clock, tmp, tokens=150_000):
+def on_text(write, m, clock, tmp, tokens=100_000):
     "Coders on a language model, while it runs and from a store"
     from sae_ception.cost import CostConfig
     from sae_ception.corpus import docstrings
