@@ -412,7 +412,7 @@ def interrupt(self:Relay):
 def end(self:Relay, patience:float): # Seconds
     "Let no other cell begin; interrupt the one that runs if it does not come to an end by itself, and then end the kernel"
     self.over = True
-    for seconds,act in (patience/4, self.interrupt),(patience, self.kill):
+    for seconds,act in (patience/2, self.interrupt),(patience, self.kill):
         (timer := threading.Timer(seconds, act)).daemon = True
         timer.start()
 
@@ -453,9 +453,15 @@ def _end(process):
 def mark(file, code, why):
     "Note in the executed notebook how it ended"
     import nbformat # a moment to load, and the help does not need it
-    nb = nbformat.read(file, 4)
-    nb.metadata['sae_ception'] = dict(finished=not why, code=code, why=why)
-    nbformat.write(nb, file)
+    try:
+        nb = nbformat.read(file, 4)
+        nb.metadata['sae_ception'] = dict(finished=not why, code=code, why=why)
+        nbformat.write(nb, file)
+    except (OSError, ValueError) as e: # a full disk, where papermill could write but half of it
+        if not why: return 1,_unwritten(file, e)
+    return code,why
+
+def _unwritten(file, e): return f'failed: {getattr(e, "strerror", None) or e}: {place(file)} cannot be written; make room and run again, what was saved before is kept'
 
 # %% ../nbs/cycle/02_launch.ipynb #a17d9a7e
 def execute(notebook:Path, # What to execute
@@ -479,6 +485,7 @@ def execute(notebook:Path, # What to execute
             progress_bar=dict(desc=file.stem, leave=False) if says and sys.stderr.isatty() else False)
         except papermill.PapermillExecutionError as e: code,why = dict(KeyboardInterrupt=130, Terminated=143).get(e.ename, 1),_complaint(e)
         except (Stopped, RuntimeError) as e: code,why = 1,f'failed: {_end(relay.process) or e}'
+        except OSError as e: code,why = 1,_unwritten(file, e)
         finally: out.close(); err.close()
     if code and relay.signum is not None: code,why = 128 + relay.signum,f'stopped by {signal.Signals(relay.signum).name}; run it again to resume'
     elif until and code == 130 and f'{until} is reached' in why: code,why = 0,f'stopped at {until}, as asked; run it again to go on'
@@ -522,7 +529,7 @@ def run_notebook(notebook, # Path of a notebook
         print(f'{notebook.stem}: running in {place(file.parent)}', flush=True)
         with mirrored(file.parent, scratch) as work:
             code,why = execute(notebook, work/notebook.name, injected(notebook, values, work), until)
-            mark(work/notebook.name, code, why)
+            code,why = mark(work/notebook.name, code, why)
             if not why: hand_in(work/notebook.name)
     if why: print(f'{notebook.stem} {why}\nexecuted so far: {place(file)}', file=sys.stderr)
     else: print(); show_results(file)

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError,version
 from pathlib import Path
 from weakref import WeakValueDictionary
 
+import numpy as np
 import torch
 from fastcore.all import patch
 
@@ -139,7 +140,7 @@ def tensor_sums(tensors:dict, # Names and tensors, on the CPU
         data = (t := tensors[name].contiguous()).reshape(-1).view(torch.uint8)
         whole = len(data) - len(data) % 2**15
         digest.update(f'{name} {t.dtype} {list(t.shape)} '.encode())
-        for o in data[:whole].split(2**24): digest.update(o.view(torch.int64).view(-1, 4096).sum(1).numpy())
+        for o in data[:whole].split(2**24): digest.update(o.numpy().view(np.int64).reshape(-1, 4096).sum(1))
         digest.update(data[whole:].numpy())
     return digest.hexdigest()
 

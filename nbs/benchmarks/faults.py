@@ -11,7 +11,7 @@
 Every run is started as a person starts it, `python -m sae_ception ...`, is disturbed, and is started again by the same command until it is done. Then its
 directory must equal that of a run that nothing disturbed: the same files, byte for byte.
 """
-import argparse,hashlib,json,os,random,re,shutil,signal,subprocess,sys,tempfile,time
+import argparse,ctypes,hashlib,json,os,random,re,shutil,signal,subprocess,sys,tempfile,time
 from pathlib import Path
 
 import psutil
@@ -168,7 +168,7 @@ def kept(out, end):
 def kills(folder, n=60, seed=0, cases=tuple(CASES)):
     "SIGKILL at random moments; every third at a file operation: before a file is opened or renamed, or just after"
     rng = random.Random(seed)
-    for i in range(n):
+    for i in range(n) if isinstance(n, int) else n:
         case,whom = cases[i % len(cases)],('job', 'job', 'kernel', 'launcher')[i//len(cases) % 4]
         reference,out = undisturbed(case, folder),Path(folder)/f'kill-{i}'
         for again in range(5): # a moment that came after the end is drawn again
@@ -378,7 +378,7 @@ def clocks(folder, n, seed, cases):
         code,said = job.wait(),job.said
         job.close()
         times = [json.loads(o)['time'] for o in (out/'log.jsonl').read_text().splitlines() if o.endswith('}')] if (out/'log.jsonl').exists() else []
-        jumped = max([0, *(abs(b - a)/86400 for a,b in zip(times, times[1:]))])
+        jumped = max([0, *(abs(o - time.time())/86400 for o in times)]) # as the run itself has noted it
         yield dict(fault='clock jump', case=case, days=days, killed=bool(i % 2), moment=moment, exit=code, jump_in_log_days=round(jumped), **(go_on(case, out, reference) if i % 2 else dict(attempts=0, code=code, differs=difference(out, reference['files']))))
         shutil.rmtree(out, ignore_errors=True)
 
@@ -447,11 +447,13 @@ def others(folder, n=4, seed=3, cases=('cycle', 'lm_sae', 'sae', 'lm_store')):
 
 # ------------------------------------------------------------------ memory
 class Meter:
-    "Memory of this process, every so many steps"
-    def __init__(self, every): self.every,self.n = every,0
+    "Memory of this process, every so many steps; at the last one also after the C library has given back what is free"
+    def __init__(self, every, last): self.every,self.last,self.n = every,last,0
+    def note(self, **more): print(json.dumps(dict(step=self.n, mb=round(psutil.Process().memory_info().rss/2**20, 2), objects=sys.getallocatedblocks(), **more)), flush=True)
     def __call__(self, *a):
         self.n += 1
-        if self.n % self.every == 0: print(json.dumps(dict(step=self.n, mb=round(psutil.Process().memory_info().rss/2**20, 2), objects=sys.getallocatedblocks())), flush=True)
+        if self.n % self.every == 0: self.note()
+        if self.n in (self.every, self.last) and sys.platform == 'linux': ctypes.CDLL(None).malloc_trim(0); self.note(trimmed=True)
 
 def grow_sae(folder, steps):
     "An SAE on rows of a language model as it runs"
@@ -462,7 +464,7 @@ def grow_sae(folder, steps):
     from sae_ception.sae.training import Coder,SAETrainConfig,train_on
     from sae_ception.tokens import TokenStream
     tokenizer = tokenizer_of('docstrings', 300)
-    model,meter = load_lm('gpt2:16x1', tokenizer, 0)[0],Meter(500)
+    model,meter = load_lm('gpt2:16x1', tokenizer, 0)[0],Meter(500, steps)
     class Rows(LiveRows):
         def batch(self, n): meter(); return super().batch(n)
     rows = Rows(model, TokenStream('docstrings', tokenizer, 32), ['layers.0.resid_post'], 4096, contexts=32)
@@ -474,7 +476,7 @@ def grow_pretrain(folder, steps):
     from sae_ception.pretraining import PretrainConfig,held_out_batches,pretrain,tokenizer_of
     from sae_ception.tokens import TokenStream
     tokenizer = tokenizer_of('docstrings', 300)
-    model,meter = load_lm('gpt2:16x1', tokenizer, 0)[0],Meter(500)
+    model,meter = load_lm('gpt2:16x1', tokenizer, 0)[0],Meter(500, steps)
     stream = TokenStream('docstrings', tokenizer, 16, passes=0)
     following = stream.next
     stream.next = lambda n: (meter(), following(n))[1]
@@ -486,7 +488,7 @@ def grow_finetune(folder, steps):
     from sae_ception.data import load_task
     from sae_ception.models import make_model
     from sae_ception.training import Auxiliary,TrainConfig,finetune
-    task,meter = load_task('digits'),Meter(500)
+    task,meter = load_task('digits'),Meter(500, steps)
     per_epoch = -(-len(task.splits['train'])//64)
     step = training._step
     training._step = lambda *a, **k: (meter(), step(*a, **k))[1]
@@ -499,7 +501,7 @@ def grow_cycles(folder, steps):
     from sae_ception.sae.coders import SAEConfig
     from sae_ception.sae.training import SAETrainConfig
     from sae_ception.training import TrainConfig
-    task,meter = load_task('digits'),Meter(1)
+    task,meter = load_task('digits'),Meter(1, steps)
     for i in range(steps):
         run_cycles(task, CycleConfig(cycles=1, seeds=(i,), baseline=TrainConfig(epochs=2, device='cpu'), tune=TrainConfig(epochs=1, device='cpu'), sae=SAEConfig(32, k=6), sae_train=SAETrainConfig(epochs=3)), Path(folder)/str(i))
         meter()
@@ -513,7 +515,7 @@ def memory(folder, cases=tuple(GROW)):
         done = subprocess.run([sys.executable, __file__, 'grow', case, '--folder', str(Path(folder)/f'grow-{case}')], capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1', 'HF_HUB_OFFLINE': '1'})
         if done.returncode: raise SystemExit(done.stderr[-3000:])
         rows = [json.loads(o) for o in done.stdout.splitlines() if o.startswith('{')]
-        yield dict(what=GROW[case][0].__doc__, case=case, steps=GROW[case][1], seconds=round(time.monotonic() - begin), curve=[[o['step'], o['mb'], o['objects']] for o in rows])
+        yield dict(what=GROW[case][0].__doc__, case=case, steps=GROW[case][1], seconds=round(time.monotonic() - begin), curve=[[o['step'], o['mb'], o['objects']] for o in rows if 'trimmed' not in o], trimmed=[o['mb'] for o in rows if 'trimmed' in o])
 
 def main():
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
