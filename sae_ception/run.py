@@ -239,7 +239,7 @@ def _whole(stage):
         manifest = read_json(file)
         bad = [o for o,facts in manifest['files'].items() if not whole(o, facts)] + ['manifest.json']*(manifest['hash'] != stage.run.hash)
     except (ValueError, KeyError, TypeError, AttributeError): bad = ['manifest.json']
-    if bad: logger.warning('%s: %s is not what was written, so the stage is computed again', stage.path, ', '.join(bad))
+    if bad: logger.warning('%s: %s is not what was written, so the stage is computed again', stage.path.relative_to(stage.run.path), ', '.join(bad))
     return not bad
 
 @patch(as_prop=True)
