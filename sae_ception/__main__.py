@@ -41,6 +41,7 @@ def _overview():
     lines = [f'  {name:12} {summary(path)}' for name,path in experiments().items()] or ['  none here; run a notebook of your own']
     return '\n'.join(['Runs experiment notebooks. EXPERIMENT is one of these, or the path of a notebook with a parameters cell:', '', *lines, '',
                       '`sae_ception EXPERIMENT --help` shows the parameters of an experiment.',
+                      '`torchrun --standalone --nproc-per-node N -m sae_ception EXPERIMENT ...` does one run in N processes.',
                       '`sae_ception runs` lists what was run, filters, compares and exports it: `sae_ception runs --help`.'])
 
 def _about(notebook):

@@ -152,8 +152,8 @@ def _folder(config, member, cycle):
 # %% ../nbs/cycle/00_cycle.ipynb #89450221
 class _Cycle:
     "One cycle of all members"
-    def __init__(self, run, raw, task, config, site, cycle):
-        self.run,self.raw,self.task,self.config,self.site,self.cycle = run,raw,task,config,site,cycle # the task as it is, and as the model reads it
+    def __init__(self, run, raw, task, config, site, tracking, cycle):
+        self.run,self.raw,self.task,self.config,self.site,self.tracking,self.cycle = run,raw,task,config,site,tracking,cycle # the task as it is, and as the model reads it
 
     def stages(self, members, name): return [self.run.stage(_folder(self.config, m, self.cycle)/name) for m in members]
     def checkpoint(self, name): return self.run.path/f'cycle_{self.cycle}/.{name}.safetensors'
@@ -172,7 +172,8 @@ def models(self:_Cycle, members, last):
     c,fresh = self.config,self.config.protocol == 'reinit' or not self.cycle
     start = [make_model(c.model, self.raw, m.seed, **c.options) if fresh else deepcopy(old.model) for m,old in zip(members, last)]
     aux,reports = zip(*[self.aux(m, old) if self.cycle else (Auxiliary(), {}) for m,old in zip(members, last)])
-    fits = finetune(start, self.task, c.baseline if fresh else c.tune, list(aux), self.site, [m.seed for m in members], self.checkpoint('model'))
+    fits = finetune(start, self.task, c.baseline if fresh else c.tune, list(aux), self.site, [m.seed for m in members], self.checkpoint('model'),
+                    lambda m, row: self.tracking.log((_folder(c, members[m], self.cycle)/'model').as_posix(), row))
     for m,fit,report,o in zip(members, fits, reports, stages):
         m.model,m.facts = fit.model,plain({**report, **fit.facts, 'val_accuracy': fit.history[fit.facts['best_epoch']]['val_accuracy']})
         save_model(o.path, fit.model)
@@ -285,7 +286,7 @@ def run_cycles(task, # The `Task`
     return table
 
 def _cycles(run, task, read, config, site, tracking):
-    one = lambda cycle, members, last: _one(_Cycle(run, task, read, config, site, cycle), members, last, tracking)
+    one = lambda cycle, members, last: _one(_Cycle(run, task, read, config, site, tracking, cycle), members, last)
     members = [Member(BASE, s) for s in config.seeds]
     rows,last = one(0, members, members),members
     arms = [Member(a, s) for a in config.parsed for s in config.seeds]
@@ -296,12 +297,12 @@ def _cycles(run, task, read, config, site, tracking):
         last = members
     return rows
 
-def _one(one, members, last, tracking):
+def _one(one, members, last):
     logger.info('cycle %d: %d model%s', one.cycle, len(members), 's'*(len(members) > 1))
     one.models(members, last)
-    tracking.curves()
+    one.tracking.curves()
     one.saes(members)
-    tracking.curves()
+    one.tracking.curves()
     rows = one.results(members)
     one.run.reached(f'cycle_{one.cycle}')
     return rows

@@ -412,7 +412,7 @@ def interrupt(self:Relay):
 def end(self:Relay, patience:float): # Seconds
     "Let no other cell begin; interrupt the one that runs if it does not come to an end by itself, and then end the kernel"
     self.over = True
-    for seconds,act in (patience/4, self.interrupt),(patience, self.kill):
+    for seconds,act in (patience/2, self.interrupt),(patience, self.kill):
         (timer := threading.Timer(seconds, act)).daemon = True
         timer.start()
 

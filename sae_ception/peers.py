@@ -76,7 +76,7 @@ def read(self:Line):
 # %% ../nbs/cycle/03_peers.ipynb #1a241a25
 class Member:
     "What every launcher of a run that is spread knows and does"
-    patience = 5. # Seconds that a kernel has when another process has failed
+    patience = 6. # Seconds that a kernel has when another process has failed
     def __init__(self, me:Started):
         self.me,self.relay,self.signum,self.since,self.told,self.killed,self.ended = me,None,None,0.,False,False,threading.Event()
 

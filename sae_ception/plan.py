@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['published', 'JOBS', 'GiB', 'model_config', 'meta_model', 'Books', 'Kernels', 'traced_step', 'shorter', 'PlanConfig',
-           'sae_memory', 'memory_here', 'estimate', 'needed', 'room', 'changes', 'plot_memory']
+           'sae_memory', 'memory_here', 'estimate', 'needed', 'room', 'changes', 'host_memory', 'changed',
+           'plot_memory', 'preset']
 
 # %% ../nbs/cycle/04_plan.ipynb #5171d0d8
 import copy,difflib,logging,os,weakref
@@ -28,6 +29,7 @@ from .huggingface import DTYPES,fresh_config,is_fresh
 from .interpret.plots import LightFigure,style
 from .sae.coders import SAE,SAEConfig
 from .sae.kernels import sparse_pays
+from .sharding import _parts
 from .sites import Capture,find_blocks,site_width
 from .training import PARTS,trainable
 
@@ -255,13 +257,16 @@ class PlanConfig:
     checkpointing: bool = False # Recompute activations in the backward pass?
     part: str = 'all' # What fine-tuning moves: `all`, `from_site`, `site_only` or `head`
     optimizer: str = 'adamw' # `adamw` or `sgd` (momentum)
-    gpus: int = 1 # Devices over which weights and optimizer are spread (by FSDP, which is not part of this package)
+    gpus: int = 1 # Devices, each with a process of its own; they share the batch
+    shards: int = 1 # Processes that share one copy of the weights, as for `TrainConfig`; for lm_sae, the features of a coder
+    offload: bool = False # Keep weights, gradients and moments in the machine's memory
     device_memory: float = 0. # GiB of each device; 0: what is free here
 
     def __post_init__(self):
         check_types(self)
-        for o in ('coders', 'batch_size', 'accumulation', 'context', 'sae_batch', 'buffer', 'rows', 'gpus', 'k'): check(getattr(self, o) >= 1, self, o, 'must be at least 1')
+        for o in ('coders', 'batch_size', 'accumulation', 'context', 'sae_batch', 'buffer', 'rows', 'gpus', 'shards', 'k'): check(getattr(self, o) >= 1, self, o, 'must be at least 1')
         for o in ('width', 'image_size', 'device_memory'): check(getattr(self, o) >= 0, self, o, 'must not be negative')
+        check(self.gpus % self.shards == 0, self, 'shards', f'{self.gpus} devices cannot be divided into groups of so many')
         check(self.expansion > 0, self, 'expansion', 'must be positive')
         check(self.accumulation <= self.batch_size, self, 'accumulation', f'a batch of {self.batch_size} has no more parts than that')
         for o,names in dict(job=JOBS, dtype=tuple(DTYPES), precision=('no', 'bf16'), part=PARTS, optimizer=('adamw', 'sgd')).items():
@@ -278,6 +283,15 @@ def _site(q, model):
 def _only(q, *names): # the question as far as some fields go, so that equal parts are computed once
     return PlanConfig(**{o: getattr(q, o) for o in ('model', 'job', 'layer', 'context', 'image_size', 'dtype', *names)})
 
+def _groups(model):
+    "Parameters that are gathered at a time, as `sharding` groups them: blocks, embedding and head, and what remains"
+    seen,sizes = set(),[]
+    for m in _parts(model):
+        own = {id(p): p.numel() for p in m.parameters() if id(p) not in seen}
+        seen |= own.keys()
+        sizes.append(sum(own.values()))
+    return sizes
+
 def _facts(q): return _sizes(_only(q, 'part'))
 
 @lru_cache(maxsize=256)
@@ -291,9 +305,9 @@ def _sizes(q):
     layer,names,blocks = _site(q, model),None,find_blocks(model)[1]
     if q.job != 'lm_sae':
         with Kernels(),Books(): names = set(trainable(model, f'layers.{layer}.resid_post', q.part, _inputs(config, 1, 8, q.image_size)))
-    nbytes = lambda ps: sum(o.nbytes for o in ps)
+    nbytes,(*units,root) = lambda ps: sum(o.nbytes for o in ps),_groups(model)
     return dict(config=config, layer=layer, depth=len(blocks), uniform=len({o.rpartition('.')[0] for o in blocks}) == 1, d=site_width(model, f'layers.{layer}.resid_post'), parameters=_count(model),
-                weights=nbytes([*model.parameters(), *model.buffers()]), moving=nbytes(p for n,p in model.named_parameters() if names and n in names))
+                block=units[0], unit=max(units), root=root, weights=nbytes([*model.parameters(), *model.buffers()]), moving=nbytes(p for n,p in model.named_parameters() if names and n in names))
 
 # %% ../nbs/cycle/04_plan.ipynb #a610ab3c
 GiB = 2**30
@@ -310,19 +324,21 @@ def _forward(q):
     f = _facts(q)
     last = min(f['layer'], 1) if f['uniform'] else f['layer']
     model = meta_model(shorter(f['config'], last + 1) if f['uniform'] else f['config'], q.job, q.dtype).eval()
-    batch = _inputs(f['config'], q.batch_size, q.context, q.image_size)
+    batch = _inputs(f['config'], -(-q.batch_size//q.gpus), q.context, q.image_size)
     with torch.no_grad(),Kernels(),Books([*model.parameters(), *model.buffers()]) as books:
         with Capture(model, f'layers.{last}.resid_post', stop=True): model(**batch)
     return books.peak
 
 # %% ../nbs/cycle/04_plan.ipynb #a61d8055
+def _spread(q): return q.shards > 1 or q.offload
+
 @lru_cache(maxsize=256)
 def _training(q):
     "kept, gradients and working memory of a training step"
-    f,rows = _facts(q),-(-q.batch_size//q.accumulation)
+    f,rows = _facts(q),-(-(-(-q.batch_size//q.accumulation))//q.gpus)
     batch,before = _inputs(f['config'], rows, q.context, q.image_size),0 if q.part == 'all' or q.job == 'pretrain' else min(1, f['layer'])
     def run(after):
-        model = meta_model(shorter(f['config'], before + after) if f['uniform'] else f['config'], q.job, q.dtype)
+        model = meta_model(shorter(f['config'], before + after) if f['uniform'] else f['config'], q.job, 'bf16' if _spread(q) and q.precision == 'bf16' else q.dtype) # what is borrowed in bf16 is not copied
         site = f'layers.{before if f["uniform"] else f["layer"]}.resid_post'
         with Kernels(),Books(): names = set(trainable(model, site, q.part, _inputs(f['config'], 1, 8, q.image_size)))
         for n,p in model.named_parameters(): p.requires_grad_(n in names)
@@ -351,25 +367,33 @@ def sae_memory(d, # Width of the activation
 def _gpu(q): return bool(q.device_memory) or torch.cuda.is_available()
 def _optimizer(q): return dict(adamw=2, sgd=1)[q.optimizer]
 
-def _sae_parts(q, d):
-    one = sae_memory(d, _coder(q, d), q.sae_batch, 'cuda' if _gpu(q) else 'cpu')
-    w,g = (q.coders*one[o]//q.gpus for o in ('weights', 'gradients'))
+def _sae_parts(q, d, features=False):
+    c,rows = _coder(q, d),-(-q.sae_batch//q.gpus)
+    if features: c,rows = replace(c, width=-(-c.width//q.shards), k=max(1, c.k//q.shards)),-(-q.sae_batch*q.shards//q.gpus)
+    one = sae_memory(d, c, rows, 'cuda' if _gpu(q) else 'cpu')
+    w,g = (q.coders*one[o] for o in ('weights', 'gradients'))
     return {'SAE: weights': w, 'SAE: gradients': g, 'SAE: Adam moments': 2*w, 'SAE: step': one['step']}
 
 def _lm_sae(q, f):
-    model = {'model: weights': f['weights']//q.gpus, 'model: forward to the site': _forward(_only(q, 'batch_size'))}
+    model = {'model: weights': f['weights'], 'model: forward to the site': _forward(_only(q, 'batch_size', 'gpus'))}
     buffer = {'buffer of activations': 2*q.buffer*f['d']}
-    if not q.store: return {'training': model | buffer | _sae_parts(q, f['d'])}
-    return {'storing activations': model, 'training': buffer | _sae_parts(q, f['d'])}
+    if not q.store: return {'training': model | buffer | _sae_parts(q, f['d'], True)}
+    return {'storing activations': model, 'training': buffer | _sae_parts(q, f['d'], True)}
 
 # %% ../nbs/cycle/04_plan.ipynb #99bb2639
+def _borrowed(q, f):
+    "Two neighbours among the groups and what is always there, in the precision that is computed in; a gradient on its way, and what it is added up in"
+    here,sum_ = (2, 4) if q.precision == 'bf16' else (DTYPES[q.dtype].itemsize,)*2
+    return here*(f['root'] + f['unit'] + f['block']) + here*f['root'] + (here + sum_)*f['unit']
+
 def _tuned(q, f, copies):
-    t = _training(_only(q, 'part', 'batch_size', 'accumulation', 'precision', 'checkpointing', 'width', 'expansion', 'k'))
-    return {'model: weights': f['weights']//q.gpus, **({'model: best epoch': f['moving']//q.gpus} if copies else {}), 'model: gradients': f['moving']//q.gpus,
-            'model: optimizer': _optimizer(q)*f['moving']//q.gpus, 'model: activations kept': t['kept'], 'model: working memory': t['working']}
+    t,here = _training(_only(q, 'part', 'batch_size', 'accumulation', 'precision', 'checkpointing', 'width', 'expansion', 'k', 'gpus', 'shards', 'offload')),lambda n: 0 if q.offload else n//q.shards
+    return {'model: weights': here(f['weights']), **({'model: best epoch': here(f['moving'])} if copies else {}), 'model: gradients': here(f['moving']),
+            'model: optimizer': _optimizer(q)*here(f['moving']), **({'model: borrowed': _borrowed(q, f)} if _spread(q) else {}),
+            'model: activations kept': t['kept'], 'model: working memory': t['working']}
 
 def _cycle(q, f): return {'fine-tuning': _tuned(q, f, True), 'SAE': {'activations': 2*4*q.rows*f['d']} | _sae_parts(q, f['d'])}
-def _pretrain(q, f): return {'training': _tuned(q, f, False) | {'SAE: weights': sae_memory(f['d'], _coder(q, f['d']), 1)['weights']//q.gpus}}
+def _pretrain(q, f): return {'training': _tuned(q, f, False) | {'SAE: weights': sae_memory(f['d'], _coder(q, f['d']), 1)['weights']}}
 
 # %% ../nbs/cycle/04_plan.ipynb #6b2f2132
 def memory_here()->int: # Bytes
@@ -399,16 +423,20 @@ def room(q:PlanConfig # The question
 def _candidates(q):
     "Changes that may be made to a question, from harmless to grave: what, in words"
     tuned,half = q.job != 'lm_sae',lambda n: max(1, n//2)
-    found = [('smaller parts of a batch' if tuned else 'fewer texts a forward', lambda q: dict(accumulation=min(q.batch_size, 2*q.accumulation)) if tuned else dict(batch_size=half(q.batch_size)))]*10
+    parts = lambda q: dict(accumulation=min(q.batch_size, 2*q.accumulation)) if -(-q.batch_size//q.accumulation) > q.gpus else {} # a device computes a row at least
+    found = [('smaller parts of a batch', parts) if tuned else ('fewer texts a forward', lambda q: dict(batch_size=half(q.batch_size)))]*10
     if tuned: found += [('recompute activations', lambda q: dict(checkpointing=True))]
     else: found += [('activations on disk first', lambda q: dict(store=True)), ('a smaller buffer', lambda q: dict(buffer=max(16_384, half(q.buffer))))]
+    found += [('slices of the weights' if tuned else 'features over the devices', lambda q: dict(shards=2*q.shards) if q.gpus % (2*q.shards) == 0 else {})]*6
     if tuned: found += [('mixed precision', lambda q: dict(precision='bf16'))]
-    found += [('weights and moments in bf16, where small steps are rounded away' if tuned else 'weights in bf16', lambda q: dict(dtype='bf16'))]
+    if tuned: found += [('weights, gradients and moments in the memory of the machine', lambda q: dict(offload=True))]
+    if q.job == 'cycle': found += [('weights and moments in bf16, where small steps are rounded away', lambda q: dict(dtype='bf16'))]
+    if not tuned: found += [('weights in bf16', lambda q: dict(dtype='bf16'))]
     if q.job == 'cycle': found += [('train only from the site on', lambda q: dict(part='from_site') if q.part == 'all' else {}), ('fewer activations for the SAE', lambda q: dict(rows=max(10_000, half(q.rows))))]
     found += [('fewer activations a step of the SAE', lambda q: dict(sae_batch=max(512, half(q.sae_batch))))]*3
     found += [('fewer coders at a time', lambda q: dict(coders=half(q.coders)))]*5
     found += [('fewer features', lambda q: dict(width=half(q.width)) if q.width else dict(expansion=q.expansion/2) if q.expansion > 4 else {})]*3
-    return found + [('spread over more devices (FSDP)', lambda q: dict(gpus=2*q.gpus))]*6
+    return found + [('slices on more devices' if tuned else 'features over more devices', lambda q: dict(gpus=2*q.gpus, shards=2*q.shards))]*6
 
 # %% ../nbs/cycle/04_plan.ipynb #9fa4591c
 def _worthwhile(q, limit):
@@ -440,6 +468,20 @@ def changes(q:PlanConfig # The question
         now = after
     return pd.DataFrame(rows, columns=['change', 'setting', 'saves', 'needed'])
 
+# %% ../nbs/cycle/04_plan.ipynb #4558925b
+def host_memory(q:PlanConfig # The question
+               )->int: # Bytes
+    "What offloaded weights, gradients and moments need in the memory of the machine, of all devices together"
+    f = _facts(q)
+    return q.offload*q.gpus//q.shards*(f['weights'] + (1 + _optimizer(q) + (q.job == 'cycle'))*f['moving'])
+
+def changed(q:PlanConfig, # The question
+            made:pd.DataFrame # From `changes`
+           )->PlanConfig:
+    "The question with its changes made"
+    words = dict(o.split('=') for setting in made.setting for o in setting.split())
+    return replace(q, **{k: v == 'True' if isinstance(getattr(q, k), bool) else type(getattr(q, k))(v) for k,v in words.items()})
+
 # %% ../nbs/cycle/04_plan.ipynb #a31e3937
 _shades = dict(model=('#08306b', '#08519c', '#2171b5', '#4292c6', '#6baed6', '#9ecae1'), SAE=('#7f2704', '#d94801', '#f16913', '#fdae6b'), other=('#636363', '#bdbdbd'))
 
@@ -459,3 +501,17 @@ def plot_memory(tables:dict, # Titles, and what `estimate` gave
     ax.invert_yaxis(); ax.grid(False, axis='y')
     fig.legend(handles=[Patch(color=c, label=p) for p,c in colours.items()], loc='outside right upper')
     return fig
+
+# %% ../nbs/cycle/04_plan.ipynb #e6b49e2d
+_lm = dict(model='model_name', context='context_size')
+_switches = dict.fromkeys(('batch_size', 'accumulation', 'precision', 'checkpointing', 'shards', 'offload'))
+_spelled = dict(lm_sae=_lm | dict(batch_size='store_batch_size_prompts', sae_batch='train_batch_size_tokens', buffer='buffer_tokens', store=None, dtype=None),
+                pretrain=_lm | _switches, cycle=dict(model=None, dtype=None, part=None, optimizer=None, sae_batch='sae_batch_size') | _switches)
+
+def preset(q:PlanConfig # The question
+          )->dict: # Parameters
+    "The question as parameters of its experiment"
+    found = {new or old: getattr(q, old) if old != 'model' else _short.get(q.model.lower(), q.model) for old,new in _spelled[q.job].items()}
+    if q.job == 'lm_sae' and q.shards > 1: found |= dict(spread='features')
+    if q.width: found |= {'d_sae' if q.job == 'lm_sae' else 'width': q.width}
+    return found

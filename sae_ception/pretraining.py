@@ -228,11 +228,12 @@ def _note(s, config, held_out, per_step):
     s.sums.zero_()
 
 # %% ../nbs/sharpening/02_pretraining.ipynb #1e3bc466
-def _loop(s, config, aux, site, held_out, checkpoint):
+def _loop(s, config, aux, site, held_out, checkpoint, note):
     per_step,total = config.batch_size*s.stream.context,config.steps(s.stream.context)
     stops = {round(total*(i+1)/config.evaluations) for i in range(config.evaluations)}
     if saved := checkpoint.load(s.save()[0]): s.load(*saved)
     elif held_out: _note(s, config, held_out, per_step)
+    for row in s.history if note else []: note(row)
     with interruptible() as stop:
         for step in progress(range(s.step, total), 'training the language model', total - s.step):
             for g in s.opt.param_groups: g['lr'] = config.lr*lr_factor(step, total, config.warmup, config.decay, config.schedule)
@@ -240,7 +241,9 @@ def _loop(s, config, aux, site, held_out, checkpoint):
             if len(b) < config.batch_size:
                 raise ValueError(f'the text is over after {step*per_step} tokens and tokens={config.tokens} are wanted: give the stream passes=0')
             _step(s, b, aux, site, config)
-            if s.step in stops: _note(s, config, held_out, per_step)
+            if s.step in stops:
+                _note(s, config, held_out, per_step)
+                if note: note(s.history[-1])
             checkpoint(s.save, stop, last=s.step == total)
 
 # %% ../nbs/sharpening/02_pretraining.ipynb #6e6f942b
@@ -259,7 +262,8 @@ def pretrain(model, # A causal language model of `transformers`; changed in plac
              site:str=None, # Where the auxiliary loss applies, e.g. `layers.3.resid_post`
              held_out=(), # `TokenBatch`es to measure perplexity on during training
              seed:int=0, # Decides dropout
-             checkpoint=None # A file to resume from and save to
+             checkpoint=None, # A file to resume from and save to
+             note=None # Called with each row of the history as it comes, those that a checkpoint knows first
             )->Fit: # The model in evaluation mode, on its device, or on the CPU if it was sharded for the training; a row a measurement; facts of the first step
     "Train a language model on text, and towards the targets of an auxiliary loss"
     aux,device,came_sharded = aux or Auxiliary(),pick_device(config.device),sharded(model)
@@ -272,7 +276,7 @@ def pretrain(model, # A causal language model of `transformers`; changed in plac
     kind = aux.weight,aux.loss,*(getattr(aux.targets, o, None) for o in ('strategy', 'k'))
     whose = config_hash(dict(config=config, text=stream.fingerprint, shapes=[list(p.shape) for p in moving], site=site, seed=seed, aux=kind))
     s = _Training(model, moving, with_moments(opt), stream, whose, seed, device)
-    with seeded(seed), recomputing(model.train(), config.checkpointing): _loop(s, config, aux, site, held_out, Checkpoint(checkpoint))
+    with seeded(seed), recomputing(model.train(), config.checkpointing): _loop(s, config, aux, site, held_out, Checkpoint(checkpoint), note)
     model.zero_grad()
     return Fit((model if came_sharded else whole(model)).eval(), s.history, s.facts)
 

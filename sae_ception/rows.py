@@ -15,6 +15,7 @@ from fastcore.all import patch
 
 from .core import check,check_types,config_hash,generator,logger,plain
 from .processes import everyone,ranks,share,together
+from .sharding import sharded
 from .reading import evaluating
 from .sites import Capture
 from .tables import listed
@@ -218,6 +219,7 @@ def _forwards(self:LiveRows, batches):
     "Kept rows of each of several batches, in the buffer's dtype, and counts; processes share the forwards"
     mine = batches[share(len(batches))]
     found = [self._forward(o) for o in mine]
+    if sharded(self.model) and len(mine) < -(-len(batches)//ranks()): self._forward(batches[0]) # all processes compute a model in slices, equally often
     counts = [c for o in everyone([c for _,c in found]) for c in o]
     empty = [self.buffer[k][:0] for k in self.sites]
     rows = [together(torch.cat([empty[i], *(h[k].to(empty[i].dtype) for h,_ in found)])) for i,k in enumerate(self.sites)]

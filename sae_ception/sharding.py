@@ -7,7 +7,6 @@ __all__ = ['shard', 'sharded', 'device_of', 'local', 'squares', 'gathered', 'who
 
 # %% ../nbs/foundations/03_sharding.ipynb #688ae08b
 import copy,json
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -73,7 +72,7 @@ def squares(tensors, # Gradients, whole or spread; `None` counts as nothing
            )->torch.Tensor: # [members]
     "The squared length of a gradient, of each member"
     tensors = [o for o in tensors if o is not None]
-    found = sum((local(o).reshape(members, -1).float().square().sum(1) for o in tensors), torch.zeros(members))
+    found = sum((local(o).reshape(members, -1).float().square().sum(1) for o in tensors), torch.zeros(()))
     if any(hasattr(o, 'device_mesh') for o in tensors):
         copies = ranks()//tensors[0].device_mesh.size(-1)
         add_up([found])
@@ -162,9 +161,10 @@ def fill(model:nn.Module, # Sharded, and without numbers
          new_head:bool=False # May what is not part of the model's body be missing?
         )->nn.Module: # With numbers
     "Read the slices of this process"
-    found,buffers = tensor_files(folder),{n: b.clone() for n,b in model.named_buffers()}
-    model.to_empty(device='cpu' if config.offload else pick_device(config.device))
-    for n,b in model.named_buffers(): b.copy_(buffers[n])
+    found,device = tensor_files(folder),pick_device(config.device)
+    buffers = [(m, k, b.to(device)) for m in model.modules() for k,b in m._buffers.items() if b is not None] # these have numbers, which no file need have
+    model.to_empty(device='cpu' if config.offload else device)
+    for m,k,b in buffers: m._buffers[k] = b
     model.tie_weights()
     body,reads = f'{model.base_model_prefix}.',sorted(_sources(model, found), key=lambda o: (str(found.get(o[2])), o[1]))
     lost = [names[0] for p,names,key in reads if not key and not (new_head and not names[0].startswith(body))]

@@ -287,6 +287,8 @@ def __exit__(self:Capture, kind, error, *args):
     stopped = kind is _Enough and error.args[0] is self
     for m,f in zip(self.modules, self.forwards) if stopped else ():
         if m.__dict__.get('forward') is not f: m.__dict__.update(forward=f) if f else m.__dict__.pop('forward')
+    for m in self.modules if stopped else ():
+        if hasattr(m, 'reshard'): m.reshard() # what it borrowed from other processes, see `sharding`
     return stopped
 
 # %% ../nbs/foundations/03_sites.ipynb #48606568

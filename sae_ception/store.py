@@ -18,8 +18,8 @@ from .claims import Claims
 from .core import config_diff,config_hash,generator,interruptible,logger,plain,read_json,write_json,write_tensors
 from .gather import Gather,touch
 from .processes import apart
-from .run import checksum,versions
 from .rows import Masks,MemoryRows,Rows,_check_fit,_survey,keep_rows,model_facts,read_sites
+from .run import checksum,versions
 from .tables import listed
 from .tokens import TokenStream
 
@@ -364,7 +364,7 @@ class StoreRows(Rows):
         self.total = sum(map(len, self.kept))
         if not self.total: raise ValueError(f'the masks leave no row of {store.total()}: {self.counts}')
         self.start = torch.tensor([0, *sizes]).cumsum(0)
-        self.gather,self.mapped,self.here,self.ahead = {k: Gather(sizes, d) for k,d in self.widths.items()},{},[],None
+        self.gather,self.mapped,self.here,self.ahead = {k: Gather(sizes, d) for k,d in self.widths.items()},{},[],(None,)*3
         self._start(store=store.meta['settings'], sites=sites, masks=masks, block=block, shards=self.shards, seed=seed)
 
     def _kept(self, split, masks):
@@ -409,35 +409,43 @@ def _map(self:StoreRows, i, site):
     return self.mapped[i, site]
 
 @patch
-def _bring(self:StoreRows, p, w):
-    "Begin to prepare a window"
-    opened,found = self._opened(p, w),[]
-    jobs = iter([None] + [(i, k, o) for i,o in opened.items() for k in self.widths])
-    def work():
-        for job in jobs:
-            if not job: found.append(self._mixed(p, w, opened)); continue
-            i,k,pieces = job
-            try:
-                h = self._map(i, k)
-                for a,b in pieces: touch(h[int(self.kept[i][a]):int(self.kept[i][b-1])+1])
-            except (OSError, ValueError): pass
-    threads = [threading.Thread(target=work) for _ in range(2)]
-    for o in threads: o.start()
-    return (p, w),threads,found,list(opened)
+def _read(self:StoreRows, jobs):
+    for i,k,pieces in jobs:
+        try:
+            h = self._map(i, k)
+            for a,b in pieces: touch(h[int(self.kept[i][a]):int(self.kept[i][b-1])+1])
+        except (OSError, ValueError): pass # met again by who asks for the rows
+
+@patch
+def _prepare(self:StoreRows, p, w, found):
+    opened = self._opened(p, w)
+    jobs = [(i, k, o) for i,o in opened.items() for k in self.widths]
+    half = threading.Thread(target=self._read, args=(jobs[1::2],))
+    half.start()
+    found.append((list(opened), self._mixed(p, w, opened)))
+    self._read(jobs[::2])
+    half.join()
 
 # %% ../nbs/foundations/07_store.ipynb #bde8977e
 @patch
 def _window(self:StoreRows, p, w):
     "Rows of window `w` of pass `p`, numbered through the store"
     if w >= len(self.kept): return None
-    if not self.ahead or self.ahead[0] != (p, w): self.ahead = self._bring(p, w)
-    _,threads,found,opened = self.ahead
-    for o in threads: o.join()
+    place,thread,found = self.ahead
+    if place == (p, w): thread.join()
+    else: self._prepare(p, w, found := [])
+    opened,rows = found[0]
     keep,self.here = {*opened, *self.here},opened # rows of the last window may still be asked for
     self.mapped = {k: v for k,v in self.mapped.items() if k[0] in keep}
     for o in self.gather.values(): o.close(keep)
-    self.ahead = self._bring(*(p, w+1) if w+1 < len(self.kept) else (p+1, 0))
-    return found[0]
+    self._look_ahead(*(p, w+1) if w+1 < len(self.kept) else (p+1, 0))
+    return rows
+
+@patch
+def _look_ahead(self:StoreRows, *place):
+    thread = threading.Thread(target=self._prepare, args=(*place, found := []))
+    thread.start()
+    self.ahead = place,thread,found
 
 # %% ../nbs/foundations/07_store.ipynb #e8a79482
 @patch
@@ -461,7 +469,7 @@ def held_out(self:StoreRows, n:int # Rows
 @patch
 def rows(self:Store, sites=None, # Names; all when absent
          masks:Masks=Masks(), # Which rows are left out
-         block:int=32, # Rows that are read in one go
+         block:int=64, # Rows of a shard that stay together; fewer for batches below 1,024
          open_shards:int=8, # That runs are drawn from at a time
          seed:int=0 # Decides the order
         )->StoreRows:

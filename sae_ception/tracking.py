@@ -44,9 +44,6 @@ def _one_process():
 class _Adapter:
     "A tracker of accelerate, or one of somebody's own"
     remedy = 'see its documentation, or leave it out of log_to'
-    remedy = 'see its documentation, or leave it out of log_to'
-    remedy = 'see its documentation, or leave it out of log_to'
-    remedy = 'see its documentation, or leave it out of log_to'
     def __init__(self, tracker): # A name, or the thing itself
         self.tracker,self.name = tracker,tracker if isinstance(tracker, str) else getattr(tracker, 'name', type(tracker).__name__)
         self.cls = _ready(tracker) if isinstance(tracker, str) else None
@@ -86,15 +83,8 @@ class _TensorBoard(_Adapter):
 # %% ../nbs/foundations/08_tracking.ipynb #35c7696f
 class _WandB(_Adapter):
     remedy = 'log in (`wandb login`), or set WANDB_MODE=offline'
-    remedy = 'log in (`wandb login`), or set WANDB_MODE=offline'
-    remedy = 'log in (`wandb login`), or set WANDB_MODE=offline'
-    remedy = 'log in (`wandb login`), or set WANDB_MODE=offline'
     def options(self, folder, key, title):
-        self.folder,self.key = folder,key
-        self.axes = set()
-        self.axes = set()
-        self.axes = set()
-        self.axes = set()
+        self.folder,self.key,self.axes = folder,key,set()
         return dict(run_name='sae_ception', dir=str(folder), id=key, name=title, resume='allow', settings=dict(console='off', silent=True))
     def log(self, values):
         self.tracker.log(values, step=self.n, commit=True)
@@ -142,7 +132,7 @@ class Tracking:
                 ):
         self.all = [_ADAPTERS.get(o, _Adapter)(o) if isinstance(o, str) else _Adapter(o) for o in _names(wanted)]
         if not leads(): self.all = []
-        self.folder,self.told = None,set()
+        self.folder,self.key,self.told = None,'',set()
 
     def __bool__(self): return bool(self.all)
 
@@ -216,7 +206,8 @@ def start(self:Tracking,
     file,names = self.folder/'tracking.json',[o.name for o in self.all if o.cls]
     self.key = read_json(file)['key'] if resume and file.exists() else f"{re.sub(r'[^a-zA-Z0-9_-]', '-', self.folder.resolve().name)[:60]}-{uuid.uuid4().hex[:8]}"
     if resume: write_json(file, dict(key=self.key, trackers=names))
-    lines,kept = self._lines(),[]
+    lines = self._lines()
+    kept = [o for o in lines if o['to'] not in [t.name for t in self.all]]
     for t in self.all:
         try:
             t.open(self.folder, self.key, self.folder.resolve().name)
@@ -256,10 +247,10 @@ def log(self:Tracking,
         rows # A dict with `epoch`, `batch` or `step`, or a list of them in order
        ):
     "Tell the trackers rows of a history, those that they do not have"
-    for row in [rows] if isinstance(rows, dict) else rows:
-        x = next((o for o in ('epoch', 'batch', 'step') if o in row), None)
-        if x is None: raise ValueError(f'a row of {series} has neither epoch, batch nor step: {", ".join(row)}')
-        self._tell(lambda t: self._row(t, series, x, row[x], {k: v for k,v in _numbers(row).items() if k != x}))
+    for i,row in enumerate([rows] if (alone := isinstance(rows, dict)) else rows):
+        x = next((o for o in ('epoch', 'batch', 'step') if o in row), 'row')
+        if alone and x == 'row': raise ValueError(f'a row of {series} has neither epoch, batch nor step: {", ".join(row)}')
+        self._tell(lambda t: self._row(t, series, x, row.get(x, i), {k: v for k,v in _numbers(row).items() if k != x}))
 
 @patch
 def _row(self:Tracking, t, series, x, step, values):
@@ -286,6 +277,7 @@ def table(self:Tracking,
           frame:pd.DataFrame # Its index is left out
          ):
     "Tell the trackers a table"
+    if not self: return
     cell = lambda o: json.dumps(o) if isinstance(o, (list, dict)) else o
     columns,cells = [str(o) for o in frame.columns],[[cell(o) for o in plain(list(row))] for row in frame.itertuples(index=False)]
     self._thing('table', name, json.dumps([columns, cells]).encode(), columns, cells)
@@ -297,6 +289,7 @@ def figure(self:Tracking,
            figure # A figure of matplotlib, or the path of an image
           ):
     "Tell the trackers a figure"
+    if not self: return
     if hasattr(figure, 'savefig'): figure.savefig(file := io.BytesIO(), format='png')
     else: file = figure
     pixels = np.asarray(Image.open(file).convert('RGB'))
@@ -308,6 +301,7 @@ def file(self:Tracking,
          path # Where it is
         ):
     "Give the trackers a file to keep"
+    if not self: return
     self._thing('file', name, Path(path).read_bytes(), Path(path), self.key)
 
 # %% ../nbs/foundations/08_tracking.ipynb #7bb17313

@@ -12,7 +12,6 @@ from dataclasses import dataclass,field
 
 import torch
 import torch.nn.functional as F
-from fastcore.all import patch
 from torch import nn
 
 from .core import SCHEDULES,check,check_types,config_hash,interruptible,lr_factor,pick_device,progress,seeded,stream_seed
@@ -329,21 +328,22 @@ def finetune(models:list, # Models of one architecture; changed in place
              aux:list=None, # One `Auxiliary` a model; plain fine-tuning when absent
              site:str=None, # Where auxiliary losses apply; the models' own `site` if not given
              seeds:list=None, # One a model, for the order of examples; 0, 1, 2... if not given
-             checkpoint=None # A file to resume from and save to
+             checkpoint=None, # A file to resume from and save to
+             note=None # Called with the number of a model and each row of its history as it comes, those that a checkpoint knows first
             )->list: # One `Fit` a model
     "Train models on the task and towards their targets, together where that is faster"
     aux = aux or [Auxiliary()]*len(models)
     seeds,site,task = list(range(len(models))) if seeds is None else seeds,own_site(models[0], site),as_read(models[0], task)
     if not len(models) == len(aux) == len(seeds): raise ValueError(f'{len(models)} models, {len(aux)} auxiliary losses and {len(seeds)} seeds: give one each')
     _check_processes(models, config, aux, many := stackable(models))
-    if many: return _fit(_Many(models, site), models, task, config, aux, site, seeds, checkpoint)
+    if many: return _fit(_Many(models, site), models, task, config, aux, site, seeds, checkpoint, note)
     files = [checkpoint and f'{checkpoint}.{i}.safetensors' for i in range(len(models))]
-    def alone(m, a, s, f):
-        with seeded(s): return _fit(_Solo(m, site, a.rule), [m], task, config, [a], site, [s], f)[0]
-    return [alone(*o) for o in zip(models, aux, seeds, files)]
+    def alone(i, m, a, s, f):
+        with seeded(s): return _fit(_Solo(m, site, a.rule), [m], task, config, [a], site, [s], f, note and (lambda _, row: note(i, row)))[0]
+    return [alone(i, *o) for i,o in enumerate(zip(models, aux, seeds, files))]
 
 # %% ../nbs/sharpening/01_training.ipynb #f26b6d6a
-def _fit(net, models, task, config, aux, site, seeds, checkpoint):
+def _fit(net, models, task, config, aux, site, seeds, checkpoint, note):
     device,came_sharded = pick_device(config.device),sharded(models[0])
     if device.index is not None: torch.cuda.set_device(device)
     names = trainable(models[0], site, config.part, task.batch(task.splits['train'][:2], next(models[0].parameters()).device).x)
@@ -358,7 +358,7 @@ def _fit(net, models, task, config, aux, site, seeds, checkpoint):
     s = _Progress(net, with_moments(kinds[config.optimizer]()), device)
     s.seed = None if s.many else seeds[0]
     s.whose = config_hash(dict(config=config, task=task.fingerprint, seeds=seeds, site=site, aux=[(a.weight, a.loss, a.detach, a.rule) for a in aux]))
-    with recomputing(models[0], config.checkpointing): _loop(s, task, config, _Losses(aux, device), seeds, Checkpoint(checkpoint))
+    with recomputing(models[0], config.checkpointing): _loop(s, task, config, _Losses(aux, device), seeds, Checkpoint(checkpoint), note)
     return _finish(s, models, frozen, came_sharded)
 
 # %% ../nbs/sharpening/01_training.ipynb #330c7d97
@@ -390,13 +390,19 @@ def recomputing(model:nn.Module, # Of `transformers`
     finally: switch('disable')()
 
 # %% ../nbs/sharpening/01_training.ipynb #aa153902
-def _loop(s, task, config, losses, seeds, checkpoint):
+def _row(s, epoch, m): return dict(epoch=epoch, **{k: v[m] for k,v in s.history[epoch].items() if k != 'best'})
+
+def _tell(s, epoch, members, note):
+    for m in range(members) if note else (): note(m, _row(s, epoch, m))
+
+def _loop(s, task, config, losses, seeds, checkpoint, note):
     device,N,B = s.score.device,len(task.splits['train']),min(config.batch_size, len(task.splits['train']))
     orders,whose = torch.tensor(seeds).unique(return_inverse=True)
     per_epoch = -(-N//B)
     total,epoch,rows = per_epoch*config.epochs,-1,None
     def part(o): own,mine = _mine(o); return s.net.batch(task, own, whose, device),mine,o.shape[1]
     if saved := checkpoint.load(s.save()[0]): s.load(*saved)
+    for done in range(len(s.history)): _tell(s, done, len(seeds), note)
     with interruptible() as stop:
         for step in progress(range(s.step, total), f'fine-tuning {len(seeds)} model{"s"*(len(seeds) > 1)}', total - s.step):
             if epoch != step//per_epoch:
@@ -405,7 +411,7 @@ def _loop(s, task, config, losses, seeds, checkpoint):
             i = step % per_epoch
             for g in s.opt.param_groups: g['lr'] = config.lr*lr_factor(step, total, config.warmup, config.decay, config.schedule)
             _step(s, [part(o) for o in rows[:, i*B:(i+1)*B].chunk(config.accumulation, 1)], losses, config)
-            if i == per_epoch - 1: _validate(s, task, config)
+            if i == per_epoch - 1: _validate(s, task, config); _tell(s, epoch, len(seeds), note)
             checkpoint(s.save, stop, last=step == total-1)
 
 # %% ../nbs/sharpening/01_training.ipynb #be0375a0
@@ -419,7 +425,7 @@ def _finish(s, models, flags, stays):
         if s.many: model.load_state_dict({**model.cpu().state_dict(), **{n: p[m].cpu() for n,p in s.moving()}})
         elif not stays: model = whole(model).cpu()
         for n,p in model.named_parameters(): p.requires_grad_(flags[n])
-        history = [dict(epoch=i, **{k: v[m] for k,v in row.items() if k != 'best'}) for i,row in enumerate(s.history)]
+        history = [_row(s, i, m) for i in range(len(s.history))]
         facts = dict(best_epoch=max(i for i,row in enumerate(s.history) if row['best'][m]), **{k: v[m] for k,v in s.facts.items()})
         out.append(Fit(model.eval(), history, facts))
     return out

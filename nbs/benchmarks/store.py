@@ -2,19 +2,20 @@
 """Times how fast training reads a store, beside what memory and disk can do in the same run.
 
     python store.py --out store.jsonl                     everything the notebook beside this file shows: under 3 minutes, 2.5 GB of disk and of memory
-    python store.py --out store.jsonl --gb .3 --rounds 3  smaller
+    python store.py --out store.jsonl --gb .2 --rounds 2  smaller
 
 Stores are made of random numbers with random masks and lie in a folder that is removed at the end (--at chooses where). Every line of the output is a JSON object; rates count bytes of the store,
-two for each number that is read, in GB/s. All ways take turns within a round; the best round counts, since others share the machine.
+two for each number that is read, in GB/s. All ways take turns within a round; the best round counts, since others share the machine. Reading and copying use one thread each, and reading looks ahead with two more.
 """
 import argparse,json,os,platform,shutil,sys,tempfile,threading,time
 from pathlib import Path
 
 import torch
 
-from sae_ception.core import checksum,config_hash,generator,plain,write_json,write_tensors
-from sae_ception.store import Store
+from sae_ception.core import config_hash,generator,plain,write_json,write_tensors
 from sae_ception.gather import Gather
+from sae_ception.run import checksum
+from sae_ception.store import Store
 
 
 def make(path, widths, rows, shards, seed=0):
@@ -42,14 +43,14 @@ def drop(path):
 
 
 def mean_time(ways, rounds, seconds):
-    "Name -> seconds a call in the best round, where all ways take turns; a round is many calls one after the other"
-    took = {k: float('inf') for k in ways}
+    "Name -> seconds a call, and processor seconds of the calling thread, each in its best round; all ways take turns, and a round is many calls one after the other"
+    took = {k: [float('inf')]*2 for k in ways}
     for r in range(rounds):
         for k in list(ways)[::1 if r % 2 else -1]:
             ways[k]()
-            n,start = 0,time.perf_counter()
-            while (spent := time.perf_counter() - start) < seconds: ways[k](); n += 1
-            took[k] = min(took[k], spent/n)
+            n,start,cpu = 0,time.perf_counter(),time.thread_time()
+            while time.perf_counter() - start < seconds: ways[k](); n += 1
+            took[k] = [min(took[k][0], (time.perf_counter() - start)/n), min(took[k][1], (time.thread_time() - cpu)/n)]
     return took
 
 
@@ -81,7 +82,7 @@ def warm(store, sites, batch, rounds, seconds):
     g = generator(1)
     took = mean_time(dict(store=lambda: rows.batch(batch), blocks=blocks, straight=straight, select=select), rounds, seconds)
     gb = 2*batch*d*len(sites)/1e9
-    return dict(table='warm', d=d, sites=len(sites), batch=batch, **{k: gb/v for k,v in took.items()}, share=took['blocks']/took['store'])
+    return dict(table='warm', d=d, sites=len(sites), batch=batch, **{k: gb/v[0] for k,v in took.items()}, share=took['blocks'][0]/took['store'][0], share_cpu=took['blocks'][1]/took['store'][1])
 
 
 def sequential(path):
@@ -102,7 +103,7 @@ def cold(path, batch, rounds):
         start,rows = time.perf_counter(),Store(path).rows()
         for _ in range(rows.total//batch): rows.batch(batch)
         rates['first'].append(rows.store.bytes/(time.perf_counter() - start))
-        for o in rows.ahead[1]: o.join()
+        rows.ahead[1].join()
         again = rows.store.rows()
         del rows
         drop(path)
@@ -122,6 +123,8 @@ def main():
     p.add_argument('--out', required=True); p.add_argument('--at'); p.add_argument('--gb', type=float, default=.5)
     p.add_argument('--rounds', type=int, default=5); p.add_argument('--seconds', type=float, default=.25); p.add_argument('--tables', default='warm,cold')
     a = p.parse_args()
+    if a.gb < .2: p.error('--gb must be .2 or more: a shard must hold the largest batch')
+    torch.set_num_threads(1) # one thread reads, and one thread copies
     work,tables = Path(tempfile.mkdtemp(dir=a.at)),a.tables.split(',')
     try:
         with open(a.out, 'w') as f:

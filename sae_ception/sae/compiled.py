@@ -6,11 +6,11 @@
 __all__ = ['f32', 'i32', 'i8', 'u32', 'parallel', 'wide', 'value', 'kth', 'part', 'peak', 'peaks', 'above', 'candidates', 'drop',
            'keep', 'collect_rows', 'drop_rows', 'keep_rows', 'count_rows', 'by_feature', 'dot', 'dot_rows',
            'exact_rows', 'eight_row', 'eight_rows', 'narrow', 'relu_rows', 'mask_rows', 'add_rows', 'residual_rows',
-           'more_row', 'feature_gradient', 'gradient_rows', 'adam_row', 'shadow_row', 'update_rows', 'CompiledBackend',
-           'Eights', 'Product']
+           'more_row', 'feature_gradient', 'gradient_rows', 'adam_row', 'shadow_row', 'update_rows', 'large_pages',
+           'CompiledBackend', 'Eights', 'Product']
 
 # %% ../../nbs/sae/00_compiled.ipynb #1147c90c
-import math
+import ctypes,math,sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -388,16 +388,27 @@ def update_rows(lo, hi, first, rows, values, dvalues, ends, G, x, slot, more_D, 
         elif len(shadow): shadow_row(E[f], shadow[f])
 
 # %% ../../nbs/sae/00_compiled.ipynb #d6c592dd
+def large_pages(t:torch.Tensor # In the memory of the CPU
+               ):
+    "Ask Linux to keep a tensor in large pages"
+    page,a = 2**21,t.data_ptr()
+    first,last = -(-a//page)*page,(a + t.nbytes)//page*page
+    if sys.platform != 'linux' or last <= first: return
+    for advice in (14, 25): ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), advice) # MADV_HUGEPAGE for what is not written yet, MADV_COLLAPSE for what is
+
+# %% ../../nbs/sae/00_compiled.ipynb #894b6a80
 class CompiledBackend:
     "The sparse step in compiled loops, on a CPU"
     pieces = 32 # Every range is cut in so many, whatever the threads, so that sums do not depend on them
     def __init__(self):
-        self.kept,self.guess,self.room = {},None,0
+        self.kept,self.guess,self.room,self.joined = {},None,0,set()
 
     def buffer(self, name, shape, dtype=torch.float32):
         "A tensor whose memory is used again in the next step"
         n = math.prod(shape)
-        if name not in self.kept or len(self.kept[name]) < n: self.kept[name] = torch.empty(n if len(shape) > 1 else n + n//8, dtype=dtype)
+        if name not in self.kept or len(self.kept[name]) < n:
+            self.kept[name] = torch.empty(n if len(shape) > 1 else n + n//8, dtype=dtype)
+            large_pages(self.kept[name])
         return self.kept[name][:n].view(shape)
 
     def run(self, f, cuts, *args, own=()):
@@ -535,6 +546,14 @@ def exact(self:CompiledBackend, codes, x, E, bias):
     first,rows,at = self.sort(codes, len(E))
     self.run(exact_rows, self.cuts(first, 1), first, rows, at, x, E, bias, self.buffer('fvalues', codes.values.shape), codes.values)
 
+# %% ../../nbs/sae/00_compiled.ipynb #e275cf27
+@patch
+def turn(self:CompiledBackend, codes, dvalues, width):
+    "Keep rows, values and their gradients in the order of features"
+    self.first,self.frows,at = self.sort(codes, width)
+    at = at[:int(self.first[-1])]
+    self.fvalues,self.fdvalues = (torch.index_select(o, 0, at, out=self.buffer(n, at.shape)) for n,o in (('fvalues', codes.values), ('fdvalues', dvalues)))
+
 # %% ../../nbs/sae/00_compiled.ipynb #dee35a43
 @patch
 def residuals(self:CompiledBackend, codes, D, target, ends, weights, penalty, add=None):
@@ -546,9 +565,7 @@ def residuals(self:CompiledBackend, codes, D, target, ends, weights, penalty, ad
     errors,total = torch.zeros(P, L, dtype=torch.float64),torch.zeros(P, d)
     codes = codes.start,codes.stop,codes.cols,codes.values
     self.run(residual_rows, self.even(B), *codes, D, target, ends, weights, f32(penalty), self.G, self.dvalues, own=(errors, total))
-    self.first,self.frows,at = self.sort(self.codes, width)
-    at = at[:int(self.first[-1])]
-    self.fvalues,self.fdvalues = (torch.index_select(o, 0, at, out=self.buffer(n, at.shape)) for n,o in (('fvalues', codes[3]), ('fdvalues', self.dvalues)))
+    self.turn(self.codes, self.dvalues, width)
     self.last = lambda: self.G[-1]/weights[-1]
     self.total,self.top = self.fvalues.sum(),lambda: self.G[0]
     return errors.sum(0).float(),total.sum(0)
@@ -558,10 +575,9 @@ def residuals(self:CompiledBackend, codes, D, target, ends, weights, penalty, ad
 def _residuals_of_all(self:CompiledBackend, codes, D, target, ends, weights, penalty, add):
     t = TorchBackend()
     errors,total = t.residuals(codes, D, target, ends, weights, penalty, add)
-    start,n = offsets(t.row, len(target)),len(t.row)
-    self.G,self.ends,self.first,self.frows = t.G.movedim(1, 0).contiguous(),ends,self.buffer('first', (len(D) + 1,), torch.int64),self.buffer('frows', (n,), torch.int32)
-    self.fvalues,self.fdvalues = self.buffer('fvalues', (n,)),self.buffer('fdvalues', (n,))
-    by_feature(*(o.numpy() for o in (start[:-1], start[1:], t.col.int(), t.values, t.dvalues, self.first, self.frows, self.fvalues, self.fdvalues)))
+    start = offsets(t.row, len(target))
+    self.G,self.ends = t.G.movedim(1, 0).contiguous(),ends
+    self.turn(Codes(start[:-1], start[1:], t.col.int(), t.values), t.dvalues, len(D))
     self.total,self.last,self.top = t.total,t.last,lambda: self.G[0]
     return errors,total
 
@@ -605,6 +621,8 @@ def update(self:CompiledBackend, x, more, params, moments, shadow, unit_norm, ra
     width = len(params['b_enc'])
     pull = torch.zeros(self.pieces, x.shape[1])
     own = [o for n in ('W_dec', 'W_enc', 'b_enc') for o in (params[n], *moments[n])]
+    for o in own:
+        if o.data_ptr() not in self.joined: large_pages(o); self.joined.add(o.data_ptr())
     none = torch.zeros(0)
     if isinstance(shadow, Eights): shadow = shadow.bits,shadow.scale,shadow.length
     else: shadow = torch.zeros(0, 0, dtype=torch.int16) if shadow is None else shadow.view(torch.int16),none,none

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from fastcore.all import patch
-from safetensors import safe_open
+from safetensors import SafetensorError,safe_open
 
 from ..core import atomic,config_diff,config_hash,generator,interruptible,pick_device,plain,progress
 from ..processes import add_up,apart,everyone,first,leads,part_shapes,rank,ranks,share
@@ -76,7 +76,7 @@ def _all_or_none(f):
 def _handed_round(found, coders): # {number: (SAE, history)} of this process, and empty coders of all numbers → pairs in order
     if ranks() == 1: return [found[i] for i in range(len(coders))]
     owner = {int(i): r for r,o in enumerate(everyone({i: 0 for i in found})) for i in o}
-    histories = {int(i): h for o in everyone({i: h for i,(_,h) in found.items()}) for i,h in o.items()}
+    histories = {int(i): h for o in everyone(plain({i: h for i,(_,h) in found.items()})) for i,h in o.items()}
     for i,sae in enumerate(coders):
         if i in found: coders[i] = sae = found[i][0]
         for o in sae.state_dict().values(): dist.broadcast(o.data, owner[i])
@@ -99,7 +99,7 @@ def _resume(group, saved, mine, whose): # Batches that are done
 
 def _state_of(group, mine, whose):
     parts = dict(zip(mine, group.save())) if group else {}
-    members = {m: f for o in everyone({m: f for m,(_,f) in parts.items()}) for m,f in o.items()}
+    members = {m: f for o in everyone(plain({m: f for m,(_,f) in parts.items()})) for m,f in o.items()}
     return {f'{m}/{n}': v for m,(ts,_) in parts.items() for n,v in ts.items()},dict(whose=whose, members=members)
 
 # %% ../../nbs/sae/02_training.ipynb #186f6c11
@@ -241,7 +241,7 @@ class _Run: # All groups, and the stream they read
         self.rows,self.coders,self.device,self.folder,self.done,self.spread = rows,coders,device,folder,0,spread
         self.batches,self.size = _plan(rows, coders)
         self.whose = config_hash(dict(stream=rows.fingerprint, coders=coders, form=2))
-        _agreed(config_hash(dict(whose=self.whose, spread=spread, held_out=held_out)), dict(stream=rows.fingerprint, coders=coders, spread=spread, held_out=held_out))
+        _agreed(config_hash(dict(whose=self.whose, spread=spread, held_out=held_out)), dict(stream=rows.fingerprint, coders={c.label: c for c in coders}, spread=spread, held_out=held_out))
         _check_spread(spread, coders, self.size)
         self.part = share(self.size) if spread == 'rows' else slice(None)
         self.groups = list(_groups(rows, coders, self.batches, self.size, device, spread))
@@ -348,7 +348,8 @@ def state(self:_Run):
     "What a restart needs; writes the coders' folders too"
     self.save_coders()
     parts = {i: o for g in self.groups for i,o in zip(g.which, g.save())}
-    facts = {i: f for o in everyone({i: f for i,(_,f) in parts.items()}) for i,f in o.items()}
+    facts = {i: f for i,(_,f) in parts.items()}
+    if self.spread == 'coders': facts = {i: f for o in everyone(plain(facts)) for i,f in o.items()}
     stream,position = self.rows.state()
     tensors = {f'{i}/{n}': v for i,(ts,_) in parts.items() for n,v in ts.items()}
     return {**tensors, **{f'rows/{n}': v for n,v in stream.items()}},dict(whose=self.whose, done=self.done, position=position, coders=facts)
@@ -357,10 +358,11 @@ def state(self:_Run):
 def saved(self:_Run, saver):
     "What the last save kept, as far as this process needs it"
     if ranks() == 1 or not saver.path or not first(saver.path.exists()): return saver.load()
-    with safe_open(saver.path, 'pt') as f: facts = {k: json.loads(v) for k,v in f.metadata().items()}
+    try:
+        with safe_open(saver.path, 'pt') as f: facts = {k: json.loads(v) for k,v in f.metadata().items()}
+        shapes,like = part_shapes(saver.path.parent/facts['parts']),{}
+    except (KeyError, OSError, ValueError, SafetensorError): return saver.load() # one file, or damaged: then it says so
     _belongs(facts, self.whose)
-    if 'parts' not in facts: return saver.load()
-    shapes,like = part_shapes(saver.path.parent/facts['parts']),{}
     whose = {str(i): g for g in self.groups for i in g.which}
     for n,(shape,dtype) in shapes.items():
         i,_,name = n.partition('/')
