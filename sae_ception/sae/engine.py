@@ -446,7 +446,7 @@ def room(self:Group,
 def save(self:Group)->list: # Tensors by name, and facts, of every member
     "All that training changes"
     spread = lambda n, v: self.spread.piece(v) if self._cut(n, v.dim()) else v
-    whose = lambda m, n, v: v.clone() if n.endswith('.step') else self.of(m, v)
+    whose = lambda m, n, v: v.clone() if n.endswith('.step') else v if self.sae.members is None else v[m].clone() # memory of its own
     state,facts = self._state(),{n: getattr(self, n) for n in ('step', 'batches', 'any_dead')} # Adam's step is the same for all members
     return [({n: spread(n, whose(m, n, v)) for n,v in state.items()}, {**facts, 'history': history}) for m,history in enumerate(self.history)]
 
