@@ -18,7 +18,7 @@ setup(
     packages=[*find_packages(include=[lib, lib + '.*']), experiments],
     package_dir={experiments: 'nbs/experiments'}, package_data={experiments: ['*.ipynb', 'presets/*.yaml'], f'{lib}.interpret': ['page.*']}, zip_safe=False,
     python_requires='>=' + cfg['min_python'], install_requires=words('requirements'),
-    extras_require={'dev': words('dev_requirements')},
+    extras_require={o: words(f'{o}_requirements') for o in ('dev', 'trackers')},
     long_description=Path('README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
     entry_points={'console_scripts': words('console_scripts'), 'nbdev': [f'{lib}={lib}._modidx:d']},
 )
