@@ -28,9 +28,13 @@ def _groups(shards, device):
     return mesh if ranks() > shards else mesh['slices']
 
 # %% ../nbs/foundations/03_sharding.ipynb #671bc30c
+def _embedding(model, end):
+    try: return getattr(model, f'get_{end}_embeddings')()
+    except (AttributeError, NotImplementedError): return None # models of pictures, and those that are not of `transformers`
+
 def _parts(model):
     "What is gathered at a time, from inside out"
-    ends = [getattr(model, f'get_{o}_embeddings', lambda: None)() for o in ('input', 'output')]
+    ends = [_embedding(model, o) for o in ('input', 'output')]
     tied = all(o is not None for o in ends) and ends[0].weight is ends[1].weight
     return [*(model.get_submodule(o) for o in find_blocks(model)[1]), *(o for o in ends if o is not None and not tied), model]
 
