@@ -112,7 +112,7 @@ def first(o # Something JSON can hold
     return o if ranks() == 1 else _send(o, 0)
 
 # %% ../nbs/foundations/00_processes.ipynb #826b70cd
-_message = 2**25 # numbers in one, at most, unless a single tensor has more
+_message = 2**23 # numbers in one, at most, unless a single tensor has more
 
 def _messages(tensors):
     "Tensors of one dtype and device that travel together"
