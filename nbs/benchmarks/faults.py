@@ -466,7 +466,7 @@ def grow_sae(folder, steps):
     tokenizer = tokenizer_of('docstrings', 300)
     model,meter = load_lm('gpt2:16x1', tokenizer, 0)[0],Meter(500, steps)
     class Rows(LiveRows):
-        def batch(self, n): meter(); return super().batch(n)
+        def batch(self, n, part=slice(None)): meter(); return super().batch(n, part)
     rows = Rows(model, TokenStream('docstrings', tokenizer, 32), ['layers.0.resid_post'], 4096, contexts=32)
     train_on(rows, [Coder('layers.0.resid_post', '', SAEConfig(width=64, k=4), SAETrainConfig(rows=steps*64, batch_size=64))], checkpoint=folder, device='cpu', log=Path(folder)/'log.jsonl', every=1000, held_out=1024, save_every=2.)
 

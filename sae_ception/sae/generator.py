@@ -198,7 +198,8 @@ def _block(self:WorldRows, i, what='rows'): # The rows of a block, and their fea
 
 # %% ../../nbs/sae/05_generator.ipynb #b1ea108a
 @patch
-def batch(self:WorldRows, n:int # Rows
+def batch(self:WorldRows, n:int, # Rows
+          part:slice=slice(None) # Which of them to give; the others count as read
          )->dict: # Site -> float32 [n, d]
     "The next `n` rows"
     if n < 1: raise ValueError(f'batch of {n} rows: ask for at least 1')
@@ -207,7 +208,7 @@ def batch(self:WorldRows, n:int # Rows
         i,at = divmod(self.place, self.block)
         parts.append(self._block(i)[0][at:at+n])
         self.place,n = self.place + len(parts[-1]),n - len(parts[-1])
-    return {self.site: torch.cat(parts)}
+    return {self.site: torch.cat(parts)[part]}
 
 # %% ../../nbs/sae/05_generator.ipynb #a1552365
 @patch
