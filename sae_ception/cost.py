@@ -79,8 +79,8 @@ MACHINES = {o.name: o for o in (_gpu('A100', 19.5e12, 312e12, 2.039e12, 79., 300
                                 _gpu('H200', 67e12, 989e12, 4.8e12, 139., 450e9), _gpu('L40S', 91.6e12, 362e12, .864e12, 44., 32e9))}
 
 # %% ../nbs/cycle/09_cost.ipynb #e1609143
-MACHINES['epyc'] = Machine('epyc', float32=9.8e10, bf16=2.9e11, int8=4.5e11, attention=7.7e10, bandwidth=1.3e10, elements=8.8e8, overhead=1.5e-5, text=9e5, write=6.6e8,
-                           read=5.8e8, evaluation=2e6, memory=23.5, measured=True, note='1 core of an AMD EPYC (Zen 5), torch 2.13, busy machine')
+MACHINES['epyc'] = Machine('epyc', float32=1.9e11, bf16=5.4e11, int8=7.5e11, attention=1.3e11, bandwidth=2.9e10, elements=1.7e9, overhead=1.7e-5, text=1.8e6, write=5.7e8,
+                           read=7.8e8, evaluation=9.9e5, memory=23.5, measured=True, note='2 cores of an AMD EPYC, torch 2.13')
 
 def machine(name # One of `MACHINES`, a file that `calibrate` wrote, or a `Machine`
            )->Machine:
