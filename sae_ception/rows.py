@@ -78,7 +78,7 @@ def model_facts(model # A PyTorch module
     digest,config = hashlib.sha256(),getattr(model, 'config', None)
     for name,t in model.named_parameters():
         digest.update(f'{name} {tuple(t.shape)} {t.dtype}'.encode())
-        digest.update(_bytes(t.reshape(-1)))
+        digest.update(_bytes((t.full_tensor() if hasattr(t, 'full_tensor') else t).reshape(-1))) # spread weights are hashed whole, one at a time
     name = getattr(config, 'name_or_path', '') or type(model).__name__
     return dict(name=Path(name).name if Path(name).is_dir() else name, revision=getattr(config, '_commit_hash', None),
                 dtype=str(next(model.parameters()).dtype).removeprefix('torch.'), weights=digest.hexdigest()[:16])
