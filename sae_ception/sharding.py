@@ -15,14 +15,14 @@ from safetensors import safe_open
 from torch import nn
 
 from .core import pick_device
-from .processes import add_up,leads,ranks,wait
+from .processes import add_up,check_shards,leads,ranks,wait
 from .sites import find_blocks
 
 # %% ../nbs/foundations/03_sharding.ipynb #abdc8125
 def _groups(shards, device):
     "The processes in a grid: copies × slices"
     from torch.distributed.device_mesh import init_device_mesh # a second to load, which only models in slices need
-    if shards < 1 or ranks() % shards: raise ValueError(f'shards={shards}: {ranks()} processes cannot be divided into groups of so many; start a multiple of {shards} with torchrun')
+    check_shards(shards)
     if not dist.is_initialized(): dist.init_process_group(store=dist.HashStore(), rank=0, world_size=1, backend='cpu:gloo,cuda:nccl' if device.type == 'cuda' else 'gloo')
     mesh = init_device_mesh(device.type, (ranks()//shards, shards), mesh_dim_names=('copies', 'slices'))
     return mesh if ranks() > shards else mesh['slices']
