@@ -182,7 +182,7 @@ def _stage(q, f, m, epochs, members, later):
     members = -(-members//q.gpus) if q.apart else members
     all_rows,sae_steps = q.examples + 2*q.held_out,q.sae_epochs*-(-q.rows//q.sae_batch)
     reading = combine((members*_batches(q, (1 + (q.rows > q.examples))*all_rows/n), _classifier(q, f, False, 1)))
-    measured = {Call('measure', 'float32', 4*q.held_out*width*d, 10*q.held_out*width, 40*q.held_out*width): q.sae_epochs*members, Call('launch'): 60*q.sae_epochs}
+    measured = {Call('measure', 'float32', 4*q.held_out*width*d, 10*q.held_out*width, 70*q.held_out*width): q.sae_epochs*members, Call('launch'): 60*q.sae_epochs}
     jobs,codes = min(m.cores, 1 + members//8),(min(q.examples, 20_000) + q.held_out)*(width + d)
     metrics = combine((members/jobs, combine((1, _host('evaluation', codes)), (1, _host('probe', 3*q.classes)))), (jobs > 1, _host('libraries', 1)))
     sharpen = {'sharpening': {Call('targets', 'float32', 4*q.examples*width*d, 6*q.examples*width, 24*q.examples*width): members}} if later else {}
