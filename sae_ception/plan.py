@@ -75,7 +75,7 @@ def model_config(name:str # Hub name, its last part for the models above, a fold
     "The configuration of a model, without its weights"
     from transformers import AutoConfig # half a second, that the command line's help should not pay
     if is_fresh(name): return fresh_config(name, (3, 32, 32) if name.startswith(('hfvit', 'convnextv2')) else None)
-    folder = Path(name).is_dir()
+    folder = bool(name) and Path(name).is_dir()
     if folder and not (Path(name)/'config.json').is_file(): raise ValueError(f'model={name!r}: the folder has no config.json')
     known = name if name in published else _short.get(name.lower())
     if known and not folder:
@@ -281,12 +281,16 @@ class PlanConfig:
     def __post_init__(self):
         check_types(self)
         for o in ('coders', 'batch_size', 'accumulation', 'context', 'sae_batch', 'buffer', 'rows', 'gpus', 'shards', 'k'): check(getattr(self, o) >= 1, self, o, 'must be at least 1')
-        for o in ('width', 'image_size', 'device_memory'): check(getattr(self, o) >= 0, self, o, 'must not be negative')
+        for o in ('width', 'image_size'): check(getattr(self, o) >= 0, self, o, 'must not be negative')
+        check(self.device_memory == 0 or self.device_memory > 1, self, 'device_memory', 'must be more than the 1 GiB that the driver and its libraries take, or 0')
         check(self.gpus % self.shards == 0, self, 'shards', f'{self.gpus} devices cannot be divided into groups of so many')
         check(self.expansion > 0, self, 'expansion', 'must be positive')
         check(self.accumulation <= self.batch_size, self, 'accumulation', f'a batch of {self.batch_size} has no more parts than that')
         for o,names in dict(job=JOBS, dtype=tuple(DTYPES), precision=('no', 'bf16'), part=PARTS, optimizer=('adamw', 'sgd')).items():
             check(getattr(self, o) in names, self, o, f'choose from {", ".join(names)}')
+        tuned = 'cycle','pretrain'
+        for o,jobs in dict(store=('lm_sae',), part=('cycle',), optimizer=('cycle',), dtype=('lm_sae', 'cycle'), accumulation=tuned, precision=tuned, checkpointing=tuned, offload=tuned).items():
+            check(self.job in jobs or getattr(self, o) == getattr(PlanConfig, o), self, o, f'job={self.job} has no such setting, only {" and ".join(jobs)}: leave it out')
 
 # %% ../nbs/cycle/04_plan.ipynb #ac6fd2ec
 def _site(q, model):
@@ -415,7 +419,9 @@ def _tuned(q, f, copies):
             'model: optimizer': _optimizer(q)*here(f['moving']), **({'model: borrowed': _borrowed(q, f)} if _spread(q) else {}),
             'model: activations kept': t['kept'], 'model: working memory': t['working']}
 
-def _cycle(q, f): return {'fine-tuning': _tuned(q, f, True), 'SAE': {'activations': 2*4*q.rows*f['d']} | _sae_parts(q, f['d'])}
+def _cycle(q, f):
+    kept = lambda n: {} if _gpu(q) else {'model: arms, whole': n*f['weights']} # beside a GPU, the memory of the machine has them
+    return {'fine-tuning': _tuned(q, f, True) | kept(3), 'SAE': kept(4) | {'activations': 2*4*q.rows*f['d']} | _sae_parts(q, f['d'])}
 def _pretrain(q, f): return {'training': _tuned(q, f, False) | {'SAE: weights': sae_memory(f['d'], coder_of(q, f['d']), 1)['weights']}}
 
 # %% ../nbs/cycle/04_plan.ipynb #6b2f2132
@@ -426,10 +432,11 @@ def memory_here()->int: # Bytes
 def estimate(q:PlanConfig # The question
             )->pd.DataFrame: # stage, part, bytes
     "What each stage needs on each device, part by part"
+    if q.offload and not _gpu(q): raise ValueError('offload=True: there is no GPU, so the weights are in the memory of the machine already; leave it off, or tell what a device has with device_memory=')
     with quiet():
         f = facts_of(q)
         stages = dict(lm_sae=_lm_sae, cycle=_cycle, pretrain=_pretrain)[q.job](q, f)
-    driver = {'driver and libraries': GiB} if _gpu(q) else {}
+    driver = {'driver and libraries': GiB} if _gpu(q) else {'Python and libraries': int(.6*GiB)}
     return pd.DataFrame([(stage, part, int(n)) for stage,parts in stages.items() for part,n in (parts | driver).items()], columns=['stage', 'part', 'bytes'])
 
 def needed(q:PlanConfig # The question
@@ -440,7 +447,7 @@ def needed(q:PlanConfig # The question
 def room(q:PlanConfig # The question
         )->int: # Bytes
     "What a device has"
-    return int(q.device_memory*GiB) if q.device_memory else memory_here()
+    return int(q.device_memory*GiB) if q.device_memory else memory_here()//(1 if _gpu(q) else q.gpus)
 
 # %% ../nbs/cycle/04_plan.ipynb #b3bfcf31
 def _candidates(q):
@@ -452,7 +459,7 @@ def _candidates(q):
     else: found += [('activations on disk first', lambda q: dict(store=True)), ('a smaller buffer', lambda q: dict(buffer=max(16_384, half(q.buffer))))]
     found += [('slices of the weights' if tuned else 'features over the devices', lambda q: dict(shards=2*q.shards) if q.gpus % (2*q.shards) == 0 else {})]*6
     if tuned: found += [('mixed precision', lambda q: dict(precision='bf16'))]
-    if tuned: found += [('weights, gradients and moments in the memory of the machine', lambda q: dict(offload=True))]
+    if tuned and _gpu(q): found += [('weights, gradients and moments in the memory of the machine', lambda q: dict(offload=True))]
     if q.job == 'cycle': found += [('weights and moments in bf16, where small steps are rounded away', lambda q: dict(dtype='bf16'))]
     if not tuned: found += [('weights in bf16', lambda q: dict(dtype='bf16'))]
     if q.job == 'cycle': found += [('train only from the site on', lambda q: dict(part='from_site') if q.part == 'all' else {}), ('fewer activations for the SAE', lambda q: dict(rows=max(10_000, half(q.rows))))]
@@ -494,9 +501,9 @@ def changes(q:PlanConfig # The question
 # %% ../nbs/cycle/04_plan.ipynb #4558925b
 def host_memory(q:PlanConfig # The question
                )->int: # Bytes
-    "What offloaded weights, gradients and moments need in the memory of the machine, of all devices together"
+    "What the memory of the machine has to hold, of all devices together: what is offloaded, and the whole models that a cycle keeps"
     f = facts_of(q)
-    return q.offload*q.gpus//q.shards*(f['weights'] + (1 + _optimizer(q) + (q.job == 'cycle'))*f['moving'])
+    return 4*(q.job == 'cycle' and _gpu(q))*q.gpus*f['weights'] + q.offload*q.gpus//q.shards*(f['weights'] + (1 + _optimizer(q) + (q.job == 'cycle'))*f['moving'])
 
 def changed(q:PlanConfig, # The question
             made:pd.DataFrame # From `changes`

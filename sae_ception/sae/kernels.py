@@ -122,6 +122,7 @@ def __call__(self:SparseStep,
     r.loss = (weights*r.fvu).sum() + l1*r.l1 + auxk*r.aux
     return r
 
+# %% ../../nbs/sae/00_kernels.ipynb #534044aa
 @patch
 def _total(self:SparseStep, n): # Over all processes that share a coder
     if self.spread: add_up([n := torch.as_tensor(n)])
