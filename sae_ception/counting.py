@@ -145,6 +145,7 @@ def _trained_once(q, f, before, after, targets=True):
     with tally,_Counted(tally, mixed): torch.autograd.grad(loss(model.train()), params, allow_unused=True)
     return tally.work
 
+# %% ../nbs/cycle/08_counting.ipynb #b1a2ea2b
 def training_work(q, # A `PlanConfig` for `cycle` or `pretrain`
                   targets=True # For `pretrain`: are there targets from an SAE?
                  )->dict: # Calls, and how often each is made
@@ -251,6 +252,7 @@ def dense_work(d, # Width of the activation
     "One step by autograd, of one coder or of a stack of them"
     return {'SAE: step': _dense_step(d, sae, train, rows, members), 'SAE: Adam': optimizer_work((members or 1)*(2*sae.width*d + sae.width + d), clip=False)}
 
+# %% ../nbs/cycle/08_counting.ipynb #fdab16b8
 def sae_work(d, # Width of the activation
              sae:SAEConfig, # What the coder is
              train:SAETrainConfig, # How it is trained
