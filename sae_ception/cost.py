@@ -19,14 +19,13 @@ import pandas as pd
 
 from .core import check
 from .counting import Call,combine,flops,forward_work,optimizer_work,passes,rows_work,sae_work,small_facts,small_work,training_work
-from .cycle import parse_arm
 from .data import load_task
 from .huggingface import DTYPES,fresh_config,is_fresh
 from .interpret.plots import LightFigure,style
 from .launch import Refused,find_notebook,grid,parameters,read_assignments,read_preset
 from .models import ARCHITECTURES,as_read,make_model
 from .plan import GiB,PlanConfig,coder_of,facts_of,needed,quiet
-from .rates import MACHINES,Machine,machine,seconds,step_of
+from .rates import machine,seconds,step_of
 from .sae.engine import SAETrainConfig
 from .store import store_bytes
 from .study import spread
@@ -62,7 +61,7 @@ class CostConfig(PlanConfig):
         check(self.gpus == 1 or self.apart or m.link or not m.cuda, self, 'gpus', f'{self.machine} has no link to others; choose apart=True, or gpus=1')
         check(not self.apart or self.job != 'pretrain', self, 'apart', 'pretrain trains one model, which several devices share')
         check(not self.apart or self.shards == 1, self, 'shards', 'devices that work apart share no weights')
-        check(bool(self.shape) == (self.model.partition(':')[0] in ARCHITECTURES), self, 'shape', 'is for mlp, cnn and vit')
+        check(bool(self.shape) == (self.model.partition(':')[0] in ARCHITECTURES), self, 'shape', 'is for mlp, cnn and vit, which need one: ask about them by a command, with `predict`')
 
 # %% ../nbs/cycle/09_cost.ipynb #85d9c965
 def _facts(q):
