@@ -259,7 +259,7 @@ def summary(q:CostConfig, # The question
            )->dict: # machine, gpus, tokens_per_second, storage_GB, memory_GiB, hours, low, high, gpu_hours, most, measured
     "Tokens a second, gigabytes and hours"
     table,m = cost(q, m),machine(q.machine if m is None else m)
-    spent,off = float(table.seconds.sum()),np.exp(2*m.spread)
+    spent,off = float(table.seconds.sum()),float(np.exp(2*m.spread))
     tokens = dict(lm_sae=q.tokens, pretrain=q.tokens*q.arms*q.seeds, cycle=q.context*q.examples*q.seeds*(q.epochs + q.cycles*q.arms*q.tune_epochs))[q.job]
     return dict(model=q.model, machine=m.name, gpus=q.gpus, tokens_per_second=tokens/spent, storage_GB=sum(storage(q).values())/1e9, memory_GiB=np.nan if q.shape else needed(planned(q))/GiB,
                 hours=spent/3600, low=spent/off/3600, high=spent*off/3600, gpu_hours=q.gpus*spent/3600, most=table.part[table.seconds.argmax()], measured=m.measured)
