@@ -331,7 +331,8 @@ def _sizes(q):
         with Kernels(),Books(): names = set(trainable(model, f'layers.{layer}.resid_post', q.part, meta_inputs(config, 1, 8, q.image_size)))
     nbytes,(*units,root) = lambda ps: sum(o.nbytes for o in ps),_groups(model)
     return dict(config=config, layer=layer, depth=len(blocks), uniform=len({o.rpartition('.')[0] for o in blocks}) == 1, d=site_width(model, f'layers.{layer}.resid_post'), parameters=_count(model),
-                block=max(units[:len(blocks)]), unit=max(units), root=root, largest=max(o.nbytes for o in model.parameters()), weights=nbytes([*model.parameters(), *model.buffers()]), moving=nbytes(p for n,p in model.named_parameters() if names and n in names))
+                block=max(units[:len(blocks)]), unit=max(units), root=root, largest=max(o.nbytes for o in model.parameters()),
+                weights=nbytes([*model.parameters(), *model.buffers()]), moving=nbytes(p for n,p in model.named_parameters() if names and n in names), tensors=len(names or ()))
 
 # %% ../nbs/cycle/04_plan.ipynb #a610ab3c
 GiB = 2**30
