@@ -278,7 +278,7 @@ def claimed(file:Path, # The executed notebook, there or to be
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         lock = open(file, 'a')
-    except OSError as e: raise Refused(f'cannot write to {place(file.parent)} ({e.strerror}): choose another --out') from None
+    except OSError as e: raise Refused(f'cannot write to {place(file.parent)} ({e.strerror}): make it writable, or choose another --out') from None
     with lock:
         try: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError: raise Refused(f'{place(file.parent)} is in use by another process: wait for it, or choose another --out') from None
