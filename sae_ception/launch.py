@@ -156,7 +156,7 @@ def _alternatives(p, value, sweep):
     return values
 
 # %% ../nbs/cycle/02_launch.ipynb #17e65ae2
-LAYOUT = {'processes', 'spread', 'shards', 'offload'} # names of such parameters
+LAYOUT = {'processes', 'spread', 'shards', 'offload', 'log_to'} # names of such parameters
 
 # %% ../nbs/cycle/02_launch.ipynb #8d2a1fa9
 def grid(params:dict, # From `parameters`
