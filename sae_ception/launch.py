@@ -156,7 +156,7 @@ def _alternatives(p, value, sweep):
     return values
 
 # %% ../nbs/cycle/02_launch.ipynb #17e65ae2
-LAYOUT = {'processes', 'spread', 'shards', 'offload'} # names of such parameters
+LAYOUT = {'processes', 'spread', 'shards', 'offload', 'log_to'} # names of such parameters
 
 # %% ../nbs/cycle/02_launch.ipynb #8d2a1fa9
 def grid(params:dict, # From `parameters`
@@ -278,7 +278,7 @@ def claimed(file:Path, # The executed notebook, there or to be
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         lock = open(file, 'a')
-    except OSError as e: raise Refused(f'cannot write to {place(file.parent)} ({e.strerror}): choose another --out') from None
+    except OSError as e: raise Refused(f'cannot write to {place(file.parent)} ({e.strerror}): make it writable, or choose another --out') from None
     with lock:
         try: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError: raise Refused(f'{place(file.parent)} is in use by another process: wait for it, or choose another --out') from None
@@ -358,14 +358,27 @@ def own_kernel():
         finally: run_sync(manager.shutdown_kernel if run_sync(manager.is_alive)() else manager.cleanup_resources)()
 
 # %% ../nbs/cycle/02_launch.ipynb #a6968d8b
-_setup = """import logging as _l, sys as _s, warnings as _w
+_setup = '''import logging as _l, sys as _s, warnings as _w
 _l.getLogger('sae_ception').setLevel('INFO'); _l.getLogger('sae_ception').propagate = False
 _l.getLogger('sae_ception').addHandler(_l.StreamHandler(_s.stdout))
 _w.filterwarnings('ignore', message='IProgress not found'); del _l, _s, _w
 import os as _o, signal as _g
 _g.signal(_g.SIGTERM, lambda *a, _me=_o.getpid(), _o=_o, _g=_g: _o.getpid() == _me or (_g.signal(_g.SIGTERM, _g.SIG_DFL), _o.kill(_o.getpid(), _g.SIGTERM)))
 _g.signal(_g.SIGUSR1, _g.SIG_IGN)
-del _o, _g"""
+exec("""import os,signal,threading,time
+heard,told = os.pipe()
+def interrupt(signum, frame):
+    while frame and frame.f_globals is not cells: frame = frame.f_back
+    if frame: raise KeyboardInterrupt
+    os.write(told, b'.')
+def later():
+    while os.read(heard, 1): time.sleep(.05); os.kill(os.getpid(), signal.SIGINT)
+threading.Thread(target=later, daemon=True).start()
+kernel.pre_handler_hook = kernel.post_handler_hook = lambda: None
+signal.signal(signal.SIGINT, interrupt)""", dict(cells=globals(), kernel=get_ipython().kernel))
+del _o, _g'''
+
+
 
 # %% ../nbs/cycle/02_launch.ipynb #32c24791
 @contextmanager

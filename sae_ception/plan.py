@@ -28,6 +28,7 @@ from torch.utils._pytree import tree_leaves
 from .core import check,check_types
 from .huggingface import DTYPES,fresh_config,is_fresh
 from .interpret.plots import LightFigure,style
+from .processes import _message
 from .sae.coders import SAE,SAEConfig
 from .sae.kernels import sparse_pays
 from .sharding import _parts
@@ -330,7 +331,8 @@ def _sizes(q):
         with Kernels(),Books(): names = set(trainable(model, f'layers.{layer}.resid_post', q.part, meta_inputs(config, 1, 8, q.image_size)))
     nbytes,(*units,root) = lambda ps: sum(o.nbytes for o in ps),_groups(model)
     return dict(config=config, layer=layer, depth=len(blocks), uniform=len({o.rpartition('.')[0] for o in blocks}) == 1, d=site_width(model, f'layers.{layer}.resid_post'), parameters=_count(model),
-                block=max(units[:len(blocks)]), unit=max(units), root=root, weights=nbytes([*model.parameters(), *model.buffers()]), moving=nbytes(p for n,p in model.named_parameters() if names and n in names), tensors=len(names or ()))
+                block=max(units[:len(blocks)]), unit=max(units), root=root, largest=max(o.nbytes for o in model.parameters()),
+                weights=nbytes([*model.parameters(), *model.buffers()]), moving=nbytes(p for n,p in model.named_parameters() if names and n in names), tensors=len(names or ()))
 
 # %% ../nbs/cycle/04_plan.ipynb #a610ab3c
 GiB = 2**30
@@ -415,9 +417,12 @@ def _borrowed(q, f):
 
 def _tuned(q, f, copies):
     t,here = _training(_only(q, 'part', 'batch_size', 'accumulation', 'precision', 'checkpointing', 'width', 'expansion', 'k', 'gpus', 'shards', 'offload')),lambda n: 0 if q.offload else n//q.shards
-    return {'model: weights': here(f['weights']), **({'model: best epoch': here(f['moving'])} if copies else {}), 'model: gradients': here(f['moving']),
+    parts = {'model: weights': here(f['weights']), **({'model: best epoch': here(f['moving'])} if copies else {}), 'model: gradients': here(f['moving']),
             'model: optimizer': _optimizer(q)*here(f['moving']), **({'model: borrowed': _borrowed(q, f)} if _spread(q) else {}),
             'model: activations kept': t['kept'], 'model: working memory': t['working']}
+    if q.gpus > q.shards and not _spread(q): parts['model: messages'] = min(f['moving'], max(4*_message, f['largest']))
+    if not _gpu(q) and not _spread(q): parts['model: holes'] = int(.15*sum(parts.values()))
+    return parts
 
 def _cycle(q, f):
     kept = lambda n: {} if _gpu(q) else {'model: arms, whole': n*f['weights']} # beside a GPU, the memory of the machine has them
@@ -513,7 +518,7 @@ def changed(q:PlanConfig, # The question
     return replace(q, **{k: v == 'True' if isinstance(getattr(q, k), bool) else type(getattr(q, k))(v) for k,v in words.items()})
 
 # %% ../nbs/cycle/04_plan.ipynb #a31e3937
-_shades = dict(model=('#08306b', '#08519c', '#2171b5', '#4292c6', '#6baed6', '#9ecae1'), SAE=('#7f2704', '#d94801', '#f16913', '#fdae6b'), other=('#636363', '#bdbdbd'))
+_shades = dict(model=('#08306b', '#08519c', '#2171b5', '#4292c6', '#6baed6', '#9ecae1', '#c6dbef', '#9e9ac8', '#6a51a3'), SAE=('#7f2704', '#d94801', '#f16913', '#fdae6b'), other=('#636363', '#bdbdbd'))
 
 @plt.rc_context(style)
 def plot_memory(tables:dict, # Titles, and what `estimate` gave

@@ -69,6 +69,7 @@ def _markdown(columns, cells):
     text = lambda o: '–' if o is None else f'{o:.4g}' if isinstance(o, float) else str(o).replace('|', '\\|')
     return '\n'.join(f'| {" | ".join(map(text, o))} |' for o in [columns, ['---']*len(columns), *cells])
 
+# %% ../nbs/foundations/08_tracking.ipynb #bf322129
 class _TensorBoard(_Adapter):
     def open(self, folder, key, title):
         from torch.utils.tensorboard import summary # an optional package
@@ -125,10 +126,13 @@ class _Trackio(_Adapter):
     def open(self, *args):
         with redirect_stdout(io.StringIO()): super().open(*args) # it prints how to look at it, and where it keeps its files
     def close(self):
-        with redirect_stdout(io.StringIO()): super().close()
+        import trackio # here and below: an optional package
+        with redirect_stdout(io.StringIO()):
+            try: trackio.finish() # or it would finish once more when the process ends, and say so
+            except RuntimeError: super().close() # its run belongs to another context
     def configure(self, config): self.tracker.tracker.config.update(config)
     def table(self, name, columns, cells):
-        import trackio # here and below: an optional package
+        import trackio
         self.tracker.log({name: trackio.Table(columns=columns, data=cells)}, step=0)
     def figure(self, name, pixels):
         import trackio
@@ -217,20 +221,24 @@ def start(self:Tracking,
     "Start the trackers; nothing happens if they are started"
     if not self or self.folder: return
     self.folder,self.path = Path(folder),Path(folder)/'tracking.jsonl' if resume else None
-    file,names = self.folder/'tracking.json',[o.name for o in self.all if o.cls]
-    self.key = read_json(file)['key'] if resume and file.exists() else f"{re.sub(r'[^a-zA-Z0-9_-]', '-', self.folder.resolve().name)[:60]}-{uuid.uuid4().hex[:8]}"
-    if resume: write_json(file, dict(key=self.key, trackers=names))
-    lines = self._lines()
+    file,title = self.folder/'tracking.json','/'.join(self.folder.resolve().parts[-2:])
+    self.key = read_json(file)['key'] if resume and file.exists() else f"{re.sub(r'[^a-zA-Z0-9_-]', '-', title)[:60]}-{uuid.uuid4().hex[:8]}"
+    if resume: write_json(file, dict(key=self.key, trackers=[o.name for o in self.all if o.cls]))
+    lines,config = self._lines(),flat(plain(config or {}))
     kept = [o for o in lines if o['to'] not in [t.name for t in self.all]]
-    for t in self.all:
-        try:
-            t.open(self.folder, self.key, self.folder.resolve().name)
-            if resume: kept += t.recover([o for o in lines if o['to'] == t.name])
-            t.configure(flat(plain(config or {})))
-            kept += [dict(to=t.name, thing='configuration', sha='', n=0)]*('configuration' not in t.things)
-        except Exception as e: raise ValueError(f'tracker {t.name!r} cannot be started ({type(e).__name__}: {e}): {t.remedy}') from e
+    for t in self.all: kept += self._begin(t, title, config, [o for o in lines if o['to'] == t.name])
     if resume:
         with atomic(self.path) as tmp: tmp.write_text(''.join(json.dumps(o) + '\n' for o in kept))
+
+# %% ../nbs/foundations/08_tracking.ipynb #1482366f
+@patch
+def _begin(self:Tracking, t, title, config, lines): # Gives the lines that are to be believed
+    try:
+        t.open(self.folder, self.key, title)
+        if self.path: lines = t.recover(lines)
+        t.configure(config)
+    except Exception as e: raise ValueError(f'tracker {t.name!r} cannot be started ({type(e).__name__}: {e}): {t.remedy}') from e
+    return lines + [dict(to=t.name, thing='configuration', sha='', n=0)]*('configuration' not in t.things)
 
 @patch
 def _lines(self:Tracking): # The notes; a kill may have cut the last one short

@@ -222,8 +222,7 @@ def sum_up(gradients, # Of the step
     add_up([found] if spread else [*gradients, found])
 
 # %% ../nbs/sharpening/01_training.ipynb #c020c6a4
-def _check_processes(models, config, aux, many):
-    if config.shards > 1 and many: raise ValueError(f'shards={config.shards}: {len(models)} small models are trained as one stack, which is not spread; use shards=1')
+def _check_processes(models, aux):
     if ranks() == 1: return
     if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for o in models for m in o.modules()):
         raise ValueError(f'{type(models[0]).__name__} has a BatchNorm, whose means would be those of the rows of one process: train it with one process, or with another norm')
@@ -337,8 +336,8 @@ def finetune(models:list, # Models of one architecture; changed in place
     aux = aux or [Auxiliary()]*len(models)
     seeds,site,task = list(range(len(models))) if seeds is None else seeds,own_site(models[0], site),as_read(models[0], task)
     if not len(models) == len(aux) == len(seeds): raise ValueError(f'{len(models)} models, {len(aux)} auxiliary losses and {len(seeds)} seeds: give one each')
-    _check_processes(models, config, aux, many := stackable(models))
-    if many: return _fit(_Many(models, site), models, task, config, aux, site, seeds, checkpoint, note)
+    _check_processes(models, aux)
+    if stackable(models) and config.shards == 1 and not config.offload: return _fit(_Many(models, site), models, task, config, aux, site, seeds, checkpoint, note)
     files = [checkpoint and f'{checkpoint}.{i}.safetensors' for i in range(len(models))]
     def alone(i, m, a, s, f):
         with seeded(s): return _fit(_Solo(m, site, a.rule), [m], task, config, [a], site, [s], f, note and (lambda _, row: note(i, row)))[0]
