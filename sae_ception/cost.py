@@ -89,17 +89,17 @@ def _written(n): return {'disk: write': _host('write', n)}
 def _trained(q, f, tokens, held, targets):
     "A language model that reads so many tokens, and is measured six times on others"
     n,size = _scale(q),DTYPES[q.dtype].itemsize
-    one = replace(q, job='pretrain', batch_size=max(1, -(-q.batch_size//n)))
+    one = replace(q, batch_size=max(1, -(-q.batch_size//n)))
     one,steps = replace(one, accumulation=min(q.accumulation, one.batch_size)),tokens/(q.batch_size*q.context)
     update = optimizer_work(f['moving']/size/q.shards, size=size, tensors=f['tensors'])
-    check = combine((6*held/n/(q.batch_size*q.context), forward_work(replace(q, job='lm_sae'), head=True)), (1, passes(6*held/n*f['config'].vocab_size, 3)))
+    check = combine((6*held/n/(q.batch_size*q.context), forward_work(q, head=True)), (1, passes(6*held/n*f['config'].vocab_size, 3)))
     return {'text': _host('text', (tokens + held)/n), 'model: training': combine((steps*one.accumulation, training_work(one, targets)), (steps, update)),
             'model: validation': check} | _talk(one, f, steps, one.accumulation) | _written(4*f['weights'])
 
 def _new(q):
     "A new language model, and its tokeniser"
     if not q.first: return {}
-    first = replace(q, job='pretrain', batch_size=8, accumulation=1, dtype='float32', shards=1, layer=0)
+    first = replace(q, job='pretrain', batch_size=8, accumulation=1, dtype='float32', precision='no', checkpointing=False, offload=False, store=False, shards=1, layer=0)
     return {'new model': _combined((1, {'text': _host('source', 2), 'tokeniser': _host('tokeniser', 1)}), (1, _trained(first, facts_of(first), q.first, 16_384, False)))}
 
 def _combined(*stages): # Pairs of a number and a dict: part -> work
@@ -120,7 +120,7 @@ def _steps(q, f, m, steps, members=None):
 
 def _sweep(q, f, tokens, forwards):
     "A coder in the place of activations, in so many forwards"
-    whole,sequences = forward_work(replace(q, job='lm_sae'), head=True),-(-tokens//q.context)
+    whole,sequences = forward_work(q, head=True),-(-tokens//q.context)
     return combine((forwards*tokens/(q.batch_size*q.context), whole), (1, passes(forwards*tokens*f['config'].vocab_size, 9)), (1, passes(4*2000*sequences, 100, 0)))
 
 def _held(q, f, rows): # Held-out rows of a coder by itself
@@ -138,7 +138,7 @@ def _coders(q, f, m, tokens, extra, turns, held):
     "Coders trained on what a model computes, or on what was stored if `extra` is 0"
     n,d,steps = _scale(q),f['d'],-(-tokens//q.sae_batch)
     forwards = (tokens + held + extra)/n/(q.batch_size*q.context) if extra else 0
-    reading = {'text': _host('text', forwards*q.batch_size*q.context), 'model: forward': combine((forwards, forward_work(replace(q, job='lm_sae'))))} if extra else {}
+    reading = {'text': _host('text', forwards*q.batch_size*q.context), 'model: forward': combine((forwards, forward_work(q)))} if extra else {}
     rows = combine((1, rows_work(d, tokens/n, q.sites, forwards, steps)), (1, passes(tokens/n*d, 2*turns)), (1, {Call('launch'): 12*turns*steps}))
     sae = _combined((turns, {'SAE: begin': _begin(q, f)}), (turns, _steps(q, f, m, steps)))
     return reading | {'rows': rows} | sae | _talk(q, f, steps*turns) | _written(turns*12*_config(q, d).width*d*2)
