@@ -19,14 +19,13 @@ import pandas as pd
 
 from .core import check
 from .counting import Call,combine,flops,forward_work,optimizer_work,passes,rows_work,sae_work,small_facts,small_work,training_work
-from .cycle import parse_arm
 from .data import load_task
 from .huggingface import DTYPES,fresh_config,is_fresh
 from .interpret.plots import LightFigure,style
 from .launch import Refused,find_notebook,grid,parameters,read_assignments,read_preset
 from .models import ARCHITECTURES,as_read,make_model
 from .plan import GiB,PlanConfig,coder_of,facts_of,needed,quiet
-from .rates import MACHINES,Machine,machine,seconds,step_of
+from .rates import machine,seconds,step_of
 from .sae.engine import SAETrainConfig
 from .store import store_bytes
 from .study import spread
@@ -62,7 +61,7 @@ class CostConfig(PlanConfig):
         check(self.gpus == 1 or self.apart or m.link or not m.cuda, self, 'gpus', f'{self.machine} has no link to others; choose apart=True, or gpus=1')
         check(not self.apart or self.job != 'pretrain', self, 'apart', 'pretrain trains one model, which several devices share')
         check(not self.apart or self.shards == 1, self, 'shards', 'devices that work apart share no weights')
-        check(bool(self.shape) == (self.model.partition(':')[0] in ARCHITECTURES), self, 'shape', 'is for mlp, cnn and vit')
+        check(bool(self.shape) == (self.model.partition(':')[0] in ARCHITECTURES), self, 'shape', 'is for mlp, cnn and vit, which need one: ask about them by a command, with `predict`')
 
 # %% ../nbs/cycle/09_cost.ipynb #85d9c965
 def _facts(q):
@@ -90,17 +89,17 @@ def _written(n): return {'disk: write': _host('write', n)}
 def _trained(q, f, tokens, held, targets):
     "A language model that reads so many tokens, and is measured six times on others"
     n,size = _scale(q),DTYPES[q.dtype].itemsize
-    one = replace(q, job='pretrain', batch_size=max(1, -(-q.batch_size//n)))
+    one = replace(q, batch_size=max(1, -(-q.batch_size//n)))
     one,steps = replace(one, accumulation=min(q.accumulation, one.batch_size)),tokens/(q.batch_size*q.context)
     update = optimizer_work(f['moving']/size/q.shards, size=size, tensors=f['tensors'])
-    check = combine((6*held/n/(q.batch_size*q.context), forward_work(replace(q, job='lm_sae'), head=True)), (1, passes(6*held/n*f['config'].vocab_size, 3)))
+    check = combine((6*held/n/(q.batch_size*q.context), forward_work(q, head=True)), (1, passes(6*held/n*f['config'].vocab_size, 3)))
     return {'text': _host('text', (tokens + held)/n), 'model: training': combine((steps*one.accumulation, training_work(one, targets)), (steps, update)),
             'model: validation': check} | _talk(one, f, steps, one.accumulation) | _written(4*f['weights'])
 
 def _new(q):
     "A new language model, and its tokeniser"
     if not q.first: return {}
-    first = replace(q, job='pretrain', batch_size=8, accumulation=1, dtype='float32', shards=1, layer=0)
+    first = replace(q, job='pretrain', batch_size=8, accumulation=1, dtype='float32', precision='no', checkpointing=False, offload=False, store=False, shards=1, layer=0)
     return {'new model': _combined((1, {'text': _host('source', 2), 'tokeniser': _host('tokeniser', 1)}), (1, _trained(first, facts_of(first), q.first, 16_384, False)))}
 
 def _combined(*stages): # Pairs of a number and a dict: part -> work
@@ -121,7 +120,7 @@ def _steps(q, f, m, steps, members=None):
 
 def _sweep(q, f, tokens, forwards):
     "A coder in the place of activations, in so many forwards"
-    whole,sequences = forward_work(replace(q, job='lm_sae'), head=True),-(-tokens//q.context)
+    whole,sequences = forward_work(q, head=True),-(-tokens//q.context)
     return combine((forwards*tokens/(q.batch_size*q.context), whole), (1, passes(forwards*tokens*f['config'].vocab_size, 9)), (1, passes(4*2000*sequences, 100, 0)))
 
 def _held(q, f, rows): # Held-out rows of a coder by itself
@@ -139,7 +138,7 @@ def _coders(q, f, m, tokens, extra, turns, held):
     "Coders trained on what a model computes, or on what was stored if `extra` is 0"
     n,d,steps = _scale(q),f['d'],-(-tokens//q.sae_batch)
     forwards = (tokens + held + extra)/n/(q.batch_size*q.context) if extra else 0
-    reading = {'text': _host('text', forwards*q.batch_size*q.context), 'model: forward': combine((forwards, forward_work(replace(q, job='lm_sae'))))} if extra else {}
+    reading = {'text': _host('text', forwards*q.batch_size*q.context), 'model: forward': combine((forwards, forward_work(q)))} if extra else {}
     rows = combine((1, rows_work(d, tokens/n, q.sites, forwards, steps)), (1, passes(tokens/n*d, 2*turns)), (1, {Call('launch'): 12*turns*steps}))
     sae = _combined((turns, {'SAE: begin': _begin(q, f)}), (turns, _steps(q, f, m, steps)))
     return reading | {'rows': rows} | sae | _talk(q, f, steps*turns) | _written(turns*12*_config(q, d).width*d*2)
@@ -260,7 +259,7 @@ def summary(q:CostConfig, # The question
            )->dict: # machine, gpus, tokens_per_second, storage_GB, memory_GiB, hours, low, high, gpu_hours, most, measured
     "Tokens a second, gigabytes and hours"
     table,m = cost(q, m),machine(q.machine if m is None else m)
-    spent,off = float(table.seconds.sum()),np.exp(2*m.spread)
+    spent,off = float(table.seconds.sum()),float(np.exp(2*m.spread))
     tokens = dict(lm_sae=q.tokens, pretrain=q.tokens*q.arms*q.seeds, cycle=q.context*q.examples*q.seeds*(q.epochs + q.cycles*q.arms*q.tune_epochs))[q.job]
     return dict(model=q.model, machine=m.name, gpus=q.gpus, tokens_per_second=tokens/spent, storage_GB=sum(storage(q).values())/1e9, memory_GiB=np.nan if q.shape else needed(planned(q))/GiB,
                 hours=spent/3600, low=spent/off/3600, high=spent*off/3600, gpu_hours=q.gpus*spent/3600, most=table.part[table.seconds.argmax()], measured=m.measured)

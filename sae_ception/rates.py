@@ -263,10 +263,10 @@ def children(command:list, # Words
     subprocess.run(command, check=True, capture_output=True, env=env)
     return used() - start
 
-def _start_rates(clock):
+def _start_rates(clock, times):
     "Seconds until a command has begun, libraries are loaded, and a model is made; and for a figure"
     cpu = clock is time.process_time
-    python = lambda code: min(children([sys.executable, '-c', code], cpu) for _ in range(2))
+    python = lambda code: min(children([sys.executable, '-c', code], cpu) for _ in range(times))
     libraries,models = python(_empty[1]),python(_empty[1] + '\n' + _first)
     cells = [dict(cell_type='code', metadata=dict(tags=['parameters']*(not i)), source=o, outputs=[], execution_count=None) for i,o in enumerate(_empty)]
     with tempfile.TemporaryDirectory() as tmp:
@@ -314,7 +314,7 @@ def calibrate(file='', # Write the machine there, as JSON, for `machine=`
     device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
     cuda,cores = device == 'cuda',os.cpu_count() if clock is time.perf_counter else 1
     memory = torch.cuda.get_device_properties(0).total_memory if cuda else os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')
-    single = _single_rates(device, clock, least/3) | _disk_rates(folder, clock) | _text_rates(clock) | _metric_rates(clock) | _start_rates(clock)
+    single = _single_rates(device, clock, least/3) | _disk_rates(folder, clock) | _text_rates(clock) | _metric_rates(clock) | _start_rates(clock, 2 if least >= .1 else 1)
     m = Machine(name, **single, cores=cores, threads=torch.get_num_threads(), memory=memory/GiB, cuda=cuda, measured=True, note=f'{torch.get_num_threads()} threads, torch {torch.__version__}')
     found = []
     for kind,*what in probes() if runs is None else runs:

@@ -92,6 +92,8 @@ def main():
     write(table='machine', **asdict(m), cpu=cpu, threads=a.threads, clock=a.clock, torch=torch.__version__, seconds=time.perf_counter() - began, date=time.strftime('%Y-%m-%d'))
     if 'parts' in tables: parts(write, m, clock, a.least)
     if 'runs' in tables: runs(write, m, a.clock == 'cpu', a.threads, [RUNS[i - 1] for i in a.only] or RUNS)
+    shown = {k: float(f'{v:.2g}') if isinstance(v, float) and v > 0 else v for k,v in asdict(m).items() if v and k not in ('name', 'note')}
+    print('for MACHINES:', ', '.join(f'{k}={v}' for k,v in shown.items()))
     print(f'{time.perf_counter() - began:.0f} s')
 
 if __name__ == '__main__': main()
