@@ -183,8 +183,9 @@ def _save(self:Checkpoint, tensors, facts):
         folder = self.path.with_name(f'{self.path.name}.parts-{first(time.time_ns())}')
         save_parts(folder, tensors)
         tensors,facts = {},dict(facts, parts=folder.name, files=_file_sums(folder))
-    tensors = _on_cpu(tensors)
-    if leads(): write_tensors(self.path, tensors, sums=tensor_sums(tensors, facts), **facts)
+    if leads():
+        tensors = _on_cpu(tensors)
+        write_tensors(self.path, tensors, sums=tensor_sums(tensors, facts), **facts)
     for o in _parts(self.path) if leads() else ():
         if o != folder: shutil.rmtree(o)
 
