@@ -41,7 +41,7 @@ def _begin(self:Claims, facts, more, ours):
         if not self.work.exists():
             with apart(): write_json((made := self.path/f'.writing.{self.me}')/'facts.json', dict(facts=facts, more=more))
             _rename(made, self.work)
-    except PermissionError as e: raise ValueError(f'cannot write to {self.path} ({e.strerror}): choose a directory that you may write to') from None
+    except PermissionError as e: raise ValueError(f'cannot write to {self.path} ({os.strerror(e.errno)}): choose a directory that you may write to') from None
     found = read_json(self.work/'facts.json')
     if diff := config_diff(found['facts'], facts): raise ValueError(f'{self.path} holds another store ({listed(diff, 4)}): choose another directory, or remove this one')
     self.more = found['more']
@@ -69,6 +69,7 @@ def _put(self:Claims, file):
     except (FileExistsError, FileNotFoundError): return False # somebody is at it; or all is done, and the claims are gone
     return True
 
+# %% ../nbs/foundations/07_claims.ipynb #46502d84
 @patch
 def _take_over(self:Claims, name, file):
     "Put our claim in the place of one whose owner is gone, unless another process is faster"
@@ -121,6 +122,7 @@ def piece(self:Claims, name:str # A piece that `take` gave
         except OSError: pass # it is not ours any more
         raise
 
+# %% ../nbs/foundations/07_claims.ipynb #b155e4fb
 @patch
 def beat(self:Claims, name:str # A piece that is being made
         ):

@@ -198,15 +198,13 @@ def _size(file):
     try: return file.stat().st_size
     except FileNotFoundError: return 0 # another writer has just given it its name
 
-def _check_room(path, settings):
+# %% ../nbs/foundations/07_store.ipynb #00743055
+@contextmanager
+def _room_for(path, settings):
+    "Begin only where there is room; where there is none left on the way, say how much is needed"
     need,free = _room(path, settings)
     logger.info('%.2f GB are to be written, %.2f GB are free', need/1e9, free/1e9)
     if need > .98*free: raise ValueError(f'{path} needs {need/1e9:.2f} GB more, and {free/1e9:.2f} GB are free: make room, or ask for fewer tokens or sites')
-
-# %% ../nbs/foundations/07_store.ipynb #00743055
-@contextmanager
-def _full(path, settings):
-    "Say what is needed where a disk is full"
     try: yield
     except OSError as e:
         if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): raise
@@ -214,6 +212,15 @@ def _full(path, settings):
         raise OSError(e.errno, f'{os.strerror(e.errno)} while {path} was written: the rest takes {need/1e6:.1f} MB, and {free/1e6:.1f} MB are free; make room and run again, all finished shards are kept') from None
 
 # %% ../nbs/foundations/07_store.ipynb #51a6ea48
+def _settings(model, train, tokens, held_out_tokens, shard_tokens, contexts, seed):
+    "What decides a store, but for the widths of its sites"
+    step = train.context*contexts
+    if tokens < 1 or held_out_tokens < 0 or shard_tokens < step: raise ValueError(f'tokens={tokens}, held_out_tokens={held_out_tokens}, shard_tokens={shard_tokens}: there must be tokens, and a shard must hold a forward of {step}')
+    n = {'train': -(-tokens//train.context), 'held_out': -(-held_out_tokens//train.context)}
+    return plain(dict(model=model_facts(model), stream=train.facts, contexts=n, shard_contexts=shard_tokens//step*contexts, batch=contexts, dtype='bfloat16',
+                      checksum=dict(algorithm='xxh3_128', piece=_piece), seed=seed))
+
+# %% ../nbs/foundations/07_store.ipynb #a05b243d
 def write_store(path, # A directory, new or begun; processes that share one write one store together
                 model, # A language model of transformers, on the device where it shall run
                 stream:TokenStream, # Where tokens come from, from its beginning; a pass at most is written
@@ -226,15 +233,12 @@ def write_store(path, # A directory, new or begun; processes that share one writ
                 patience:float=120. # Seconds without a sign of life after which a shard of another process is begun again
                ): # A `Store`
     "Write the activations at some sites to the disk"
-    path,step = Path(path),stream.context*contexts
-    if tokens < 1 or held_out_tokens < 0 or shard_tokens < step: raise ValueError(f'tokens={tokens}, held_out_tokens={held_out_tokens}, shard_tokens={shard_tokens}: there must be tokens, and a shard must hold a forward of {step}')
+    path,train = Path(path),stream.twin(passes=1)
     _check_fit(model, stream)
-    train,(medians,widths) = stream.twin(passes=1),_survey(model, stream, sites, contexts)
-    n = {'train': -(-tokens//stream.context), 'held_out': -(-held_out_tokens//stream.context)}
-    settings = plain(dict(model=model_facts(model), stream=train.facts, sites=widths, contexts=n, shard_contexts=shard_tokens//step*contexts, batch=contexts, dtype='bfloat16', checksum=dict(algorithm='xxh3_128', piece=_piece), seed=seed))
+    settings = _settings(model, train, tokens, held_out_tokens, shard_tokens, contexts, seed)
+    medians,settings['sites'] = _survey(model, stream, sites, contexts)
     if not (path/'meta.json').exists():
-        _check_room(path, settings)
-        with _full(path, settings): _begin(path, model, train, medians, settings, patience)
+        with _room_for(path, settings): _begin(path, model, train, medians, settings, patience)
     store = Store(path)
     if diff := config_diff(store.meta['settings'], settings): raise ValueError(f'{path} holds another store ({listed(diff, 4)}): choose another directory, or remove this one')
     return store
@@ -249,10 +253,10 @@ def _begin(path, *args):
 # %% ../nbs/foundations/07_store.ipynb #c9127b82
 def _read_meta(file):
     "A manifest, as it was written"
-    remedy = 'copy the store again, or remove meta.json and run `write_store` again'
+    remedy,begun = 'copy the store again, or remove meta.json and run `write_store` again',(file.parent/'writing').exists()
     try: meta = json.loads(file.read_bytes())
     except FileNotFoundError:
-        if not (file.parent/'writing').exists(): raise ValueError(f'{file.parent} is no store: it has no meta.json') from None
+        if not begun: raise ValueError(f'{file.parent} is no store: it has no meta.json') from None
         raise ValueError(f'{file.parent} is not finished: run `write_store` again with the same arguments, it goes on where it stopped') from None
     except OSError as e: raise ValueError(f'{file} cannot be read ({e.strerror}): {remedy}') from None
     except (ValueError, RecursionError): raise ValueError(f'{file} is not JSON: {remedy}') from None
