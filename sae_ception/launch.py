@@ -6,8 +6,8 @@
 __all__ = ['LAYOUT', 'Refused', 'nearest', 'experiments', 'find_notebook', 'read_cells', 'summary', 'Parameter', 'parameters',
            'parse_value', 'grid', 'read_preset', 'read_assignments', 'changed', 'run_name', 'past_values', 'finished',
            'place', 'claimed', 'text_table', 'read_results', 'show_results', 'Lines', 'own_kernel', 'on_signals',
-           'Stopped', 'Relay', 'mark', 'execute', 'hand_in', 'planned', 'injected', 'run_notebook', 'run_dirs', 'sweep',
-           'report']
+           'Stopped', 'Relay', 'tied', 'mark', 'execute', 'hand_in', 'planned', 'injected', 'run_notebook', 'run_dirs',
+           'sweep', 'report']
 
 # %% ../nbs/cycle/02_launch.ipynb #d480f07f
 import ast,difflib,errno,fcntl,hashlib,io,itertools,json,logging,os,re,signal,subprocess,sys,tempfile,threading,time,tokenize
@@ -156,7 +156,7 @@ def _alternatives(p, value, sweep):
     return values
 
 # %% ../nbs/cycle/02_launch.ipynb #17e65ae2
-LAYOUT = {'processes', 'spread', 'shards', 'offload'} # names of such parameters
+LAYOUT = {'processes', 'spread', 'shards', 'offload', 'log_to'} # names of such parameters
 
 # %% ../nbs/cycle/02_launch.ipynb #8d2a1fa9
 def grid(params:dict, # From `parameters`
@@ -448,6 +448,19 @@ def after_cell(self:Relay, **kwargs):
     "A kernel at rest is not interrupted"
     self.begun = False
 
+# %% ../nbs/cycle/02_launch.ipynb #65531dd6
+@contextmanager
+def tied(relay # A `Relay`, listening
+        ):
+    "Inside the block, end with the process that `SAE_CEPTION_STARTER` names, if any"
+    starter,over = int(os.environ.pop('SAE_CEPTION_STARTER', 0)),threading.Event()
+    def look():
+        while not over.wait(.2):
+            if os.getppid() != starter: os.kill(os.getpid(), signal.SIGTERM); return
+    if starter: threading.Thread(target=look, daemon=True).start()
+    try: yield
+    finally: over.set()
+
 # %% ../nbs/cycle/02_launch.ipynb #d729fd13
 def _complaint(e):
     "What a person wants to know first about a failing cell"
@@ -543,7 +556,7 @@ def run_notebook(notebook, # Path of a notebook
         if finished(file, notebook): print(f'{place(file.parent)} is finished; remove it to compute it again\n'); show_results(file); return 0
         print(f'{notebook.stem}: running in {place(file.parent)}', flush=True)
         with mirrored(file.parent, scratch) as work:
-            code,why = execute(notebook, work/notebook.name, injected(notebook, values, work), until)
+            code,why = execute(notebook, work/notebook.name, injected(notebook, values, work), until, beside=tied)
             code,why = mark(work/notebook.name, code, why)
             if not why: hand_in(work/notebook.name)
     if why: print(f'{notebook.stem} {why}\nexecuted so far: {place(file)}', file=sys.stderr)
@@ -569,7 +582,8 @@ def _start(notebook, values, out, preset, resume):
     preset.write_text(json.dumps(values)) # JSON is YAML, and keeps types and commas
     out.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, '-m', 'sae_ception', str(notebook), '--preset', str(preset), '--out', str(out), *(['--resume'] if resume else [])]
-    with open(out/'launch.log', 'w') as log: return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+    env = {**os.environ, 'SAE_CEPTION_STARTER': str(os.getpid())}
+    with open(out/'launch.log', 'w') as log: return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=env)
 
 # %% ../nbs/cycle/02_launch.ipynb #0c928351
 def _side_by_side(notebook, parts, outs, jobs, resume):
