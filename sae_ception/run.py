@@ -142,7 +142,7 @@ def checksum(path, # A file
     return digest.hexdigest()
 
 # %% ../nbs/foundations/00_run.ipynb #24c9aca9
-def _on_cpu(tensors): return {k: v.detach().to('cpu').contiguous() for k,v in tensors.items()}
+def _on_cpu(tensors): return {k: (v.full_tensor() if hasattr(v, 'device_mesh') else v).detach().to('cpu').contiguous() for k,v in tensors.items()}
 
 def tensor_sums(tensors:dict, # Names and tensors, on the CPU
                 facts=None # Anything that JSON can hold, to be covered too
