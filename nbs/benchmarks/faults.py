@@ -301,16 +301,21 @@ def writer(i, rng, folder, cases):
     how,out,whole = ('one dies', 'one dies, and one comes', 'all die', 'one is stopped', 'all are stopped')[i % 5],Path(folder)/f'store-{i}',Path(folder)/'store-undisturbed'
     if 'store' not in _references:
         shutil.rmtree(whole, ignore_errors=True)
-        begin = time.monotonic()
-        said = (p := writers(whole, 1)[0]).communicate()[1]
+        p,begin = writers(whole, 1)[0],time.monotonic()
+        said = p.communicate()[1]
         if p.returncode: raise SystemExit(said)
-        _references['store'] = dict(files=contents(whole), took=time.monotonic() - begin - 1)
-    shutil.rmtree(out, ignore_errors=True)
-    crowd = writers(out, 3)
-    time.sleep(after := rng.uniform(0, _references['store']['took']))
-    victims = [o for o in (crowd if how.startswith('all') else [rng.choice(crowd)]) if o.poll() is None]
-    begun = len(list((out/'writing').glob('*.claim'))),len(list(out.glob('*-0*')))
-    send(victims, signal.SIGTERM if 'stopped' in how else signal.SIGKILL)
+        _references['store'] = dict(files=contents(whole), took=time.monotonic() - begin)
+    def once():
+        shutil.rmtree(out, ignore_errors=True)
+        crowd = writers(out, 3)
+        time.sleep(after := rng.uniform(0, .8*_references['store']['took']))
+        victims = [o for o in (crowd if how.startswith('all') else [rng.choice(crowd)]) if o.poll() is None]
+        begun = len(list((out/'writing').glob('*.claim'))),len(list(out.glob('*-0*')))
+        send(victims, signal.SIGTERM if 'stopped' in how else signal.SIGKILL)
+        if victims: return crowd,after,victims,begun
+        for o in crowd: o.communicate()
+    if not (found := again(once)): return
+    crowd,after,victims,begun = found
     if how == 'one dies, and one comes': crowd += writers(out, 1)
     said = [o.communicate()[1] for o in crowd]
     last = writers(out, 1)[0]
