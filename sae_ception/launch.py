@@ -10,7 +10,7 @@ __all__ = ['LAYOUT', 'Refused', 'nearest', 'experiments', 'find_notebook', 'read
            'sweep', 'report']
 
 # %% ../nbs/cycle/02_launch.ipynb #d480f07f
-import ast,difflib,fcntl,hashlib,io,itertools,json,logging,os,re,signal,subprocess,sys,tempfile,threading,time,tokenize
+import ast,difflib,errno,fcntl,hashlib,io,itertools,json,logging,os,re,signal,subprocess,sys,tempfile,threading,time,tokenize
 from contextlib import contextmanager,nullcontext
 from dataclasses import dataclass
 from importlib.resources import files
@@ -487,7 +487,9 @@ def mark(file, code, why):
         if not why: return 1,_unwritten(file, e)
     return code,why
 
-def _unwritten(file, e): return f'failed: {getattr(e, "strerror", None) or e}: {place(file)} cannot be written; make room and run again, what was saved before is kept'
+def _unwritten(file, e):
+    remedy = 'make it writable' if isinstance(e, PermissionError) or getattr(e, 'errno', None) == errno.EROFS else 'make room'
+    return f'failed: {getattr(e, "strerror", None) or e}: {place(file)} cannot be written; {remedy} and run again, what was saved before is kept'
 
 # %% ../nbs/cycle/02_launch.ipynb #a17d9a7e
 def execute(notebook:Path, # What to execute

@@ -83,18 +83,24 @@ def _claim(self:Run):
     "Make the directory ours, or say whose it is"
     file = self.path/'config.json'
     if file.exists():
-        old = read_json(file)
+        try: old = read_json(file)
+        except ValueError: old = None
         if not isinstance(old, dict) or not all(isinstance(old.get(o), kind) for o,kind in dict(hash=str, config=object, versions=dict).items()):
-            raise ValueError(f'{file} is not what a run wrote: put an intact copy in its place, or choose another directory')
+            raise ValueError(f'{file} is not what a run wrote: put an intact copy in its place, remove it if a stage was finished, or choose another directory')
         if old['hash'] != self.hash:
             diff = '; '.join(config_diff(old['config'], self.config))
             raise ValueError(f'{self.path} holds another run ({diff}): choose another directory, or remove this one')
         for line in config_diff(old['versions'], versions()): logger.warning('%s was begun with other versions: %s', self.path.name, line)
         return
-    if self.path.exists() and (not self.path.is_dir() or [o for o in self.path.iterdir() if o.suffix not in ('.ipynb', '.tmp', '.log') and o.name != 'processes']):
+    odd = self.path.exists() and (not self.path.is_dir() or [o for o in self.path.iterdir() if o.suffix not in ('.ipynb', '.tmp', '.log') and o.name != 'processes'])
+    if odd and not (self.path.is_dir() and any(_hash_of(o) == self.hash for o in self.path.rglob('manifest.json'))):
         raise ValueError(f'{self.path} is not empty and not a run: choose a new directory')
     try: write_json(file, dict(hash=self.hash, config=self.config, versions=versions()))
     except OSError as e: raise ValueError(f'cannot write to {self.path} ({e.strerror}): choose a directory that you may write to') from None
+
+def _hash_of(manifest): # of a stage
+    try: return read_json(manifest)['hash']
+    except (ValueError, KeyError, TypeError): return None
 
 # %% ../nbs/foundations/00_run.ipynb #a3819ede
 @patch
@@ -136,7 +142,7 @@ def checksum(path, # A file
     return digest.hexdigest()
 
 # %% ../nbs/foundations/00_run.ipynb #24c9aca9
-def _on_cpu(tensors): return {k: v.detach().to('cpu').contiguous() for k,v in tensors.items()}
+def _on_cpu(tensors): return {k: (v.full_tensor() if hasattr(v, 'device_mesh') else v).detach().to('cpu').contiguous() for k,v in tensors.items()}
 
 def tensor_sums(tensors:dict, # Names and tensors, on the CPU
                 facts=None # Anything that JSON can hold, to be covered too

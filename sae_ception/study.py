@@ -93,6 +93,7 @@ def run_study(task, # The `Task`
     check('control' in config.arms, config, 'arms', 'a study compares with the control: add control')
     check(config.cycles >= 1, config, 'cycles', 'must be at least 1: without a cycle there is nothing to compare')
     known = [*metric_docs.index, *robustness_docs(config.attack), 'val_accuracy', 'kept_mass', 'initial_aux_loss', 'first_aux_loss', 'gradient_ratio']
+    if not metrics: raise ValueError(f"metrics=[]: name at least one, such as {known[0]}")
     if unknown := [o for o in metrics if o not in known]: raise ValueError(f"metrics {', '.join(unknown)} are unknown; choose from {', '.join(known)}")
     if path is None:
         with tempfile.TemporaryDirectory() as d: return run_study(task, config, aux_weights, first(d), metrics, log_to)

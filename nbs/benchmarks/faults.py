@@ -301,16 +301,21 @@ def writer(i, rng, folder, cases):
     how,out,whole = ('one dies', 'one dies, and one comes', 'all die', 'one is stopped', 'all are stopped')[i % 5],Path(folder)/f'store-{i}',Path(folder)/'store-undisturbed'
     if 'store' not in _references:
         shutil.rmtree(whole, ignore_errors=True)
-        begin = time.monotonic()
-        said = (p := writers(whole, 1)[0]).communicate()[1]
+        p,begin = writers(whole, 1)[0],time.monotonic()
+        said = p.communicate()[1]
         if p.returncode: raise SystemExit(said)
-        _references['store'] = dict(files=contents(whole), took=time.monotonic() - begin - 1)
-    shutil.rmtree(out, ignore_errors=True)
-    crowd = writers(out, 3)
-    time.sleep(after := rng.uniform(0, _references['store']['took']))
-    victims = [o for o in (crowd if how.startswith('all') else [rng.choice(crowd)]) if o.poll() is None]
-    begun = len(list((out/'writing').glob('*.claim'))),len(list(out.glob('*-0*')))
-    send(victims, signal.SIGTERM if 'stopped' in how else signal.SIGKILL)
+        _references['store'] = dict(files=contents(whole), took=time.monotonic() - begin)
+    def once():
+        shutil.rmtree(out, ignore_errors=True)
+        crowd = writers(out, 3)
+        time.sleep(after := rng.uniform(0, .8*_references['store']['took']))
+        victims = [o for o in (crowd if how.startswith('all') else [rng.choice(crowd)]) if o.poll() is None]
+        begun = len(list((out/'writing').glob('*.claim'))),len(list(out.glob('*-0*')))
+        send(victims, signal.SIGTERM if 'stopped' in how else signal.SIGKILL)
+        if victims: return crowd,after,victims,begun
+        for o in crowd: o.communicate()
+    if not (found := again(once)): return
+    crowd,after,victims,begun = found
     if how == 'one dies, and one comes': crowd += writers(out, 1)
     said = [o.communicate()[1] for o in crowd]
     last = writers(out, 1)[0]
@@ -415,10 +420,11 @@ def damaged(i, rng, folder, cases):
     what,how,damage,due = DAMAGES[i % len(DAMAGES)]
     case,out = 'lm_store' if what in (SHARD, META) else cases[(i + i//len(DAMAGES)) % len(cases)],Path(folder)/f'damaged-{i}'
     reference = undisturbed(case, folder)
+    removed = i//len(DAMAGES) % 2 and what in (CHECKPOINT, CONFIG)
     def once():
         shutil.rmtree(out, ignore_errors=True)
         job = Job(CASES[case], out)
-        while job.p.poll() is None and not find(out, what): time.sleep(.002)
+        while job.p.poll() is None and not find(out, MANIFEST if removed and what == CONFIG else what): time.sleep(.002) # what is removed is known by the stages
         time.sleep(rng.uniform(0, .3))
         job.kill(); job.close()
         return find(out, what)
@@ -433,10 +439,9 @@ def damaged(i, rng, folder, cases):
     row = dict(fault='damaged file', case=case, what=what, how=how, file=file.relative_to(out).as_posix(), exit=code, clean=clean(said))
     if due == 'mended': return dict(**row, told=next((o for o in said.splitlines() if 'is not what was written' in o), '').replace(str(out), '')[-200:], names=file.name in said and 'computed again' in said, attempts=1, code=code, differs=difference(out, reference['files']))
     text = ' '.join(said.split())
-    remedy = 'removed' if i//len(DAMAGES) % 2 and what == CHECKPOINT else 'put back'
-    if remedy == 'removed': file.unlink()
+    if removed: file.unlink()
     else: file.write_bytes(whole)
-    return dict(**row, told=told(said).replace(str(out), ''), names=code == 1 and file.name.split('.')[0] in text and bool(re.search(r'remove it|put an intact copy|remove the folder|copy the ', text)), remedy=remedy, **go_on(case, out, reference))
+    return dict(**row, told=told(said).replace(str(out), ''), names=code == 1 and file.name.split('.')[0] in text and bool(re.search(r'remove it|put an intact copy|remove the folder|copy the ', text)), remedy='removed' if removed else 'put back', **go_on(case, out, reference))
 
 # ------------------------------------------------------------------ others
 CLOCK = r"""
@@ -620,7 +625,7 @@ def one(fault, i, folder, seed=0, cases=None):
 
 def main():
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    a.add_argument('what', choices=['all', *KINDS, 'grow'], help='grow is for this script itself')
+    a.add_argument('what', choices=['all', *KINDS, *(o[0].__name__ for k in KINDS.values() for o in k)], help='a kind, or one of its faults')
     a.add_argument('out', help='file of JSON lines to append to')
     a.add_argument('--n', type=int, help='how many of each')
     a.add_argument('--only', type=int, help='the number of one')
@@ -629,7 +634,7 @@ def main():
     a.add_argument('--folder', help='where to work; a temporary folder if absent')
     a.add_argument('--minutes', type=float, default=1e9, help='begin nothing after so many')
     a = a.parse_args()
-    if a.what == 'grow':
+    if a.what == 'grow' and a.out in GROW: # in a process of its own
         Path(a.folder).mkdir(parents=True, exist_ok=True)
         grow,steps = GROW[a.out]
         return grow(a.folder, steps)
@@ -645,7 +650,7 @@ def main():
     with tempfile.TemporaryDirectory() as d:
         folder = Path(a.folder or d).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        for what,fault,i,cases in [(what, fault, i, cases) for what in (KINDS if a.what == 'all' else [a.what]) for fault,n,cases in KINDS[what] for i in (range(a.n or n) if a.only is None else [a.only])]:
+        for what,fault,i,cases in [(what, fault, i, cases) for what,faults in KINDS.items() for fault,n,cases in faults if a.what in ('all', what, fault.__name__) for i in (range(a.n or n) if a.only is None else [a.only])]:
             who = dict(kind=what, by=fault.__name__, code_hash=code)
             if key(dict(who, seed=a.seed, i=i)) in seen: continue
             if time.monotonic() > until: raise SystemExit(3)
