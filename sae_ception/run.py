@@ -245,7 +245,9 @@ def _whole(stage):
 @patch(as_prop=True)
 def done(self:Stage)->bool:
     "Was the stage finished, under this configuration, and are its files what was written?"
-    return first(leads() and _whole(self)) # one answer for all processes
+    whole = first(leads() and _whole(self)) # one answer for all processes
+    if whole: drop(self.checkpoint) # left by one that was killed in `finish`, or while it was copied
+    return whole
 
 # %% ../nbs/foundations/00_run.ipynb #363b7514
 @patch
@@ -258,11 +260,11 @@ def finish(self:Stage,
 
 @patch
 def _finish(self:Stage, facts):
-    drop(self.checkpoint)
     self.path.mkdir(parents=True, exist_ok=True)
-    files = sorted(o for o in self.path.rglob('*') if o.is_file() and o.name != 'manifest.json' and not o.name.endswith('.tmp'))
-    files = {o.relative_to(self.path).as_posix(): dict(bytes=o.stat().st_size, sha256=checksum(o)) for o in files}
+    files = {o.relative_to(self.path).as_posix(): o for o in sorted(self.path.rglob('*')) if o.is_file() and o.name != 'manifest.json' and not o.name.endswith('.tmp')}
+    files = {k: dict(bytes=o.stat().st_size, sha256=checksum(o)) for k,o in files.items() if not k.startswith(self.checkpoint.name)}
     write_json(self.path/'manifest.json', dict(hash=self.run.hash, files=files, **facts))
+    drop(self.checkpoint)
     self.run.log('finished', stage=self.path.relative_to(self.run.path).as_posix(), **facts)
 
 # %% ../nbs/foundations/00_run.ipynb #05b34de3
