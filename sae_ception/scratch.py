@@ -39,6 +39,8 @@ def update(target, # A folder; made if it is not there
         except FileNotFoundError:
             if (source/o).exists(): raise
     for o in old.keys() - new.keys(): (target/o).unlink(missing_ok=True)
+    for o in sorted((o for o in target.rglob('*') if o.is_dir()), reverse=True): # folders too, when they are empty
+        if not (source/o.relative_to(target)).is_dir() and not any(o.iterdir()): o.rmdir()
     return [o.as_posix() for o in todo]
 
 # %% ../nbs/cycle/01_scratch.ipynb #97996df8
