@@ -47,7 +47,7 @@ def update(target, # A folder; made if it is not there
 @contextmanager
 def mirrored(out, # The run directory
              scratch=None, # A folder on a disk of this machine; `None` is to work in `out` itself
-             every:float=20. # Seconds between two passes
+             every:float=20. # Seconds between two passes, fewer at the beginning
             ):
     "A folder to work in, whose files come back to `out` as they are made"
     if not scratch: yield Path(out); return
@@ -56,7 +56,9 @@ def mirrored(out, # The run directory
     for o in out.rglob('.*.tmp'): o.unlink(missing_ok=True) # of a copy that was cut off
     update(work, out)
     def keep():
-        while not end.wait(every):
+        pause = min(1., every) # soon at first: it says that this job has begun, in place of how the last one ended
+        while not end.wait(pause):
+            pause = min(2*pause, every)
             try: update(out, work)
             except OSError as e: print(f'not yet copied to {out}: {e}', file=sys.stderr, flush=True)
     thread = threading.Thread(target=keep, daemon=True)
