@@ -141,7 +141,7 @@ def checksum(path, # A file
         while n := f.readinto(room[:min(left, len(room))]): digest.update(room[:n]); left -= n
     return digest.hexdigest()
 
-# %% ../nbs/foundations/00_run.ipynb #24c9aca9
+# %% ../nbs/foundations/00_run.ipynb #11956fbf
 def _on_cpu(tensors): return {k: (v.full_tensor() if hasattr(v, 'device_mesh') else v).detach().to('cpu').contiguous() for k,v in tensors.items()}
 
 def tensor_sums(tensors:dict, # Names and tensors, on the CPU
@@ -256,7 +256,9 @@ def _whole(stage):
 @patch(as_prop=True)
 def done(self:Stage)->bool:
     "Was the stage finished, under this configuration, and are its files what was written?"
-    return first(leads() and _whole(self)) # one answer for all processes
+    whole = first(leads() and _whole(self)) # one answer for all processes
+    if whole: drop(self.checkpoint) # left by one that was killed in `finish`, or while it was copied
+    return whole
 
 # %% ../nbs/foundations/00_run.ipynb #363b7514
 @patch
@@ -269,11 +271,11 @@ def finish(self:Stage,
 
 @patch
 def _finish(self:Stage, facts):
-    drop(self.checkpoint)
     self.path.mkdir(parents=True, exist_ok=True)
-    files = sorted(o for o in self.path.rglob('*') if o.is_file() and o.name != 'manifest.json' and not o.name.endswith('.tmp'))
-    files = {o.relative_to(self.path).as_posix(): dict(bytes=o.stat().st_size, checksum=checksum(o)) for o in files}
+    files = {o.relative_to(self.path).as_posix(): o for o in sorted(self.path.rglob('*')) if o.is_file() and o.name != 'manifest.json' and not o.name.endswith('.tmp')}
+    files = {k: dict(bytes=o.stat().st_size, checksum=checksum(o)) for k,o in files.items() if not k.startswith(self.checkpoint.name)}
     write_json(self.path/'manifest.json', dict(hash=self.run.hash, files=files, **facts))
+    drop(self.checkpoint)
     self.run.log('finished', stage=self.path.relative_to(self.run.path).as_posix(), **facts)
 
 # %% ../nbs/foundations/00_run.ipynb #05b34de3

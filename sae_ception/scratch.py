@@ -39,13 +39,15 @@ def update(target, # A folder; made if it is not there
         except FileNotFoundError:
             if (source/o).exists(): raise
     for o in old.keys() - new.keys(): (target/o).unlink(missing_ok=True)
+    for o in sorted((o for o in target.rglob('*') if o.is_dir()), reverse=True): # folders too, when they are empty
+        if not (source/o.relative_to(target)).is_dir() and not any(o.iterdir()): o.rmdir()
     return [o.as_posix() for o in todo]
 
 # %% ../nbs/cycle/01_scratch.ipynb #97996df8
 @contextmanager
 def mirrored(out, # The run directory
              scratch=None, # A folder on a disk of this machine; `None` is to work in `out` itself
-             every:float=20. # Seconds between two passes
+             every:float=20. # Seconds between two passes, fewer at the beginning
             ):
     "A folder to work in, whose files come back to `out` as they are made"
     if not scratch: yield Path(out); return
@@ -54,7 +56,9 @@ def mirrored(out, # The run directory
     for o in out.rglob('.*.tmp'): o.unlink(missing_ok=True) # of a copy that was cut off
     update(work, out)
     def keep():
-        while not end.wait(every):
+        pause = min(1., every) # soon at first: it says that this job has begun, in place of how the last one ended
+        while not end.wait(pause):
+            pause = min(2*pause, every)
             try: update(out, work)
             except OSError as e: print(f'not yet copied to {out}: {e}', file=sys.stderr, flush=True)
     thread = threading.Thread(target=keep, daemon=True)

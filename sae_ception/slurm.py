@@ -112,7 +112,7 @@ fi
 exit $code
 """
 
-_spread = 'srun --kill-on-bad-exit=1 --mpi=none --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" '
+_spread = 'srun --wait=60 --mpi=none --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" '
 
 _caches = """
 scratch={scratch}
@@ -234,14 +234,14 @@ def submissions(out # The directory of a sweep
 
 def part_states(out # The directory of a sweep
                )->dict: # Name of a run directory -> job, state, reason, log
-    "What became of the jobs of each part, by the last submission that had it"
+    "What became of the jobs of each part, and what it is, by the last submission that had it"
     found = {}
     for o in submissions(out):
         states = {tuple(k.split('_')): v for k,v in o.get('states', {}).items()} | {(j, str(t)): v for (j, t),v in job_states(o['jobs']).items()}
         for task,name in o['parts'].items():
             rows = [(job, *states.get((job, task), ('UNKNOWN', ''))) for job in o['jobs']]
             job,state,why = next((r for r in rows if r[1] != 'COMPLETED'), rows[-1])
-            found[name] = dict(job=f'{job}_{task}', state=state, why=why, log=str(Path(o['folder'])/f'part_{task}.log'))
+            found[name] = dict(job=f'{job}_{task}', state=state, why=why, log=str(Path(o['folder'])/f'part_{task}.log'), experiment=o['experiment'], values=o['values'][task])
     return found
 
 # %% ../nbs/cycle/05_slurm.ipynb #54be9de3
@@ -323,7 +323,7 @@ def submit(notebook, # Path of a notebook
     (folder/'sweep.yaml').write_text(yaml.safe_dump(given, sort_keys=False), encoding='utf-8')
     for name,text in scripts.items(): (folder/name).write_text(text, encoding='utf-8')
     *jobs,last = _send(folder, scripts)
-    _write(folder/'submission.json', dict(jobs=jobs, report=last, parts=todo))
+    _write(folder/'submission.json', dict(jobs=jobs, report=last, experiment=notebook.stem, parts=todo, values={i: parts[i] for i in todo}))
     print(f'{notebook.stem}: {len(todo)} of {len(parts)} parts sent to Slurm', *(f'  {jobs[0]}_{i}  {o}' for i,o in todo.items()),
           f'report: job {last}, in {place(folder)}/report.log', f'`sae_ception runs {place(out)}` tells how they are', sep='\n')
     return 0

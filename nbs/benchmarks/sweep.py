@@ -22,6 +22,8 @@ SWEEPS = dict(cycle='cycle model=mlp:48x24 cycles=1 epochs=45 tune_epochs=18 sae
                      'seed=5 architecture=batchtopk,relu --sweep')
 HOW = {'slurm-cycle': '--slurm time=1h width=2 scratch=$SWEEP_SCRATCH', 'slurm-lm_sae': '--slurm time=1h width=2 processes=2', 'jobs-cycle': '--jobs 2', 'jobs-lm_sae': '--jobs 2'}
 
+HOST = os.uname().nodename.partition('.')[0]
+
 # Loaded by every Python process of a run. It changes nothing; it notes each step, save, load and finished stage
 WATCH = '''
 import importlib.util,os,sys,time
@@ -79,7 +81,7 @@ class Desk:
     def node(self, what):
         "Slurm's own daemon on the machine: `up` or `KILL`, or `TERM`"
         box = self.path/'box'
-        if what == 'up': subprocess.run(['slurmd', '-f', box/'slurm.conf', '-N', os.uname().nodename.partition('.')[0]], check=True)
+        if what == 'up': subprocess.run(['slurmd', '-f', box/'slurm.conf', '-N', HOST], check=True)
         else:
             with contextlib.suppress(OSError, ValueError): os.kill(pid := int((box/'slurmd.pid').read_text()), getattr(signal, f'SIG{what}'))
             until(lambda: not psutil.pid_exists(pid), 30)
@@ -89,7 +91,7 @@ def until(ready, patience=240):
     end = time.monotonic() + patience
     while not (found := ready()):
         if time.monotonic() > end: return found
-        time.sleep(.3)
+        time.sleep(.5)
     return found
 
 # ------------------------------------------------------------------ what there is
@@ -105,7 +107,7 @@ def processes(out, name):
         try: words,env = ' '.join(o.cmdline()),o.environ()
         except (psutil.Error, OSError): continue
         task = env.get('SLURM_ARRAY_TASK_ID')
-        if task is None: here = str(out/name) in words or any(str(out/name) in ' '.join(p.cmdline()) for p in parents(o))
+        if task is None: here = any(str(out/name) in (*command(p), '') for p in (o, *parents(o)))
         else: here = env.get('SWEEP_CELLS') == str(out) and cells.get(int(task)) == name
         if not here: continue
         rank = env.get('SLURM_PROCID', '0')
@@ -113,6 +115,10 @@ def processes(out, name):
         elif o.name() == 'srun': found['srun'].append(o)
         elif '-m sae_ception' in words and 'srun' not in words: found[f'launcher {rank}'].append(o)
     return {k: min(v, key=lambda o: o.create_time()) for k,v in found.items()}
+
+def command(o):
+    try: return o.cmdline()
+    except psutil.Error: return []
 
 def parents(o):
     try: return o.parents()[:1]
@@ -131,7 +137,8 @@ def jobs(out, name):
     return job,facts.get('JobState', ''),int(facts.get('Restarts', 0))
 
 # ------------------------------------------------------------------ disturbances: what is done, and which state and reason it leads to
-GONE,SIGNAL = r'its process is gone without a word','stopped by SIG'
+GONE,NOTHING = dict(killed='its process is gone without a word'),dict(failed='Slurm: failed, .*; it left nothing') # or it was so soon that nothing was written yet
+KERNEL = 'its kernel was ended by SIGKILL|Kernel died'
 def kill(role):
     def act(desk, out, name, parts): parts[role].kill()
     return act
@@ -145,17 +152,22 @@ def daemon(how):
     return act
 def node(desk, out, name, parts): # the machine is gone, and comes back: all of its processes have vanished
     desk.node('KILL')
-    for o in psutil.process_iter():
-        try: ours = o.environ().get('SWEEP_CELLS') == str(out) and 'SLURM_JOB_ID' in o.environ() or o.name() == 'slurmstepd' and str(desk.path) in ' '.join(o.cmdline() + list(o.environ().values()))
-        except (psutil.Error, OSError): continue
-        if ours:
-            with contextlib.suppress(psutil.Error): o.kill()
-    time.sleep(2); desk.node('up')
+    ours = [o for o in psutil.process_iter() if belongs(o, out)]
+    above = {p.pid: p for o in ours for p in parents(o) if p.name() == 'slurmstepd'} # they would tell Slurm how the jobs ended
+    for o in [*above.values(), *ours]:
+        with contextlib.suppress(psutil.Error): o.kill()
+    ask('scontrol', 'update', f'NodeName={HOST}', 'State=DOWN', 'Reason=lost') # what Slurm finds by itself after SlurmdTimeout
+    desk.node('up')
+    ask('scontrol', 'update', f'NodeName={HOST}', 'State=RESUME')
+
+def belongs(o, out):
+    try: return (env := o.environ()).get('SWEEP_CELLS') == str(out) and 'SLURM_JOB_ID' in env
+    except (psutil.Error, OSError): return False
 
 AGAIN = {'waiting': '', 'running': ''} # Slurm queues it again by itself
 CELLS = {'slurm-cycle': {
-    'SIGKILL kernel': (kill('kernel 0'), dict(failed='its kernel was ended by SIGKILL')),
-    'SIGKILL launcher': (kill('launcher 0'), dict(killed=GONE)),
+    'SIGKILL kernel': (kill('kernel 0'), dict(failed=KERNEL)),
+    'SIGKILL launcher': (kill('launcher 0'), GONE | NOTHING),
     'scancel': (by('scancel', '{job}'), dict(cancelled='Slurm: cancelled')),
     'scontrol requeue': (by('scontrol', 'requeue', '{job}'), AGAIN),
     'SIGUSR1 by scancel': (by('scancel', '--batch', '--signal=USR1', '{job}'), AGAIN),
@@ -164,10 +176,10 @@ CELLS = {'slurm-cycle': {
     'SIGKILL to slurmd': (daemon('KILL'), dict(running='')),
     'machine lost': (node, AGAIN)}}
 CELLS['slurm-lm_sae'] = {**CELLS['slurm-cycle'],
-    'SIGKILL kernel': (kill('kernel 0'), dict(failed='process 0 of 2 failed: its kernel was ended by SIGKILL')),
-    'SIGKILL kernel of rank 1': (kill('kernel 1'), dict(failed='process 1 of 2 failed: its kernel was ended by SIGKILL')),
-    'SIGKILL launcher of rank 1': (kill('launcher 1'), dict(failed='process 1 of 2 is gone: its launcher')),
-    'SIGKILL srun': (kill('srun'), dict(killed=GONE, stopped=SIGNAL, failed='process'))}
+    'SIGKILL kernel': (kill('kernel 0'), dict(failed=f'process 0 of 2 failed: ({KERNEL})')),
+    'SIGKILL kernel of rank 1': (kill('kernel 1'), dict(failed=f'process 1 of 2 failed: ({KERNEL})')),
+    'SIGKILL launcher of rank 1': (kill('launcher 1'), dict(failed='process 1 of 2 (is gone: its launcher|has not come to an end)')),
+    'SIGKILL srun': (kill('srun'), GONE | dict(stopped='stopped by SIG', failed='process|it left nothing'))}
 CELLS['jobs-cycle'] = CELLS['jobs-lm_sae'] = {k: v for k,v in CELLS['slurm-cycle'].items() if k in ('SIGKILL kernel', 'SIGKILL launcher')} | {
     'SIGTERM launcher': (lambda desk, out, name, parts: parts['launcher 0'].terminate(), dict(stopped='stopped by SIGTERM'))}
 
@@ -232,11 +244,16 @@ def disturb(desk, kind, out, rng):
     if not running: return None
     name = rng.choice(running)
     if not until(lambda: 'kernel 0' in processes(out, name), 30): return None
-    time.sleep(rng.uniform(0, 15))
+    if rng.random() < .75: # in the middle of its work, and not while it starts
+        begun = processes(out, name)
+        if 'kernel 0' not in begun: return None
+        since = begun['kernel 0'].create_time()
+        until(lambda: at_work(desk, out, name) > since or states(out)[name][0] != 'running', 120)
+    time.sleep(rng.uniform(0, 10))
     what = rng.choice([*CELLS[kind]])
     act,expected = CELLS[kind][what]
     parts,before = processes(out, name),jobs(out, name)[2] if 'slurm' in kind else 0
-    role = dict(launcher='launcher 0', kernel='kernel 0', srun='srun').get(what.split()[1], 'kernel 0') if 'rank 1' not in what else f"{what.split()[1]} 1"
+    role = dict(launcher='launcher 0', kernel='kernel 0', srun='srun').get(what.split()[-1], 'kernel 0') if 'rank 1' not in what else f"{what.split()[1]} 1"
     if states(out)[name][0] != 'running' or role not in parts: return None
     at = doing(desk, out, name)
     act(desk, out, name, parts)
@@ -245,10 +262,16 @@ def disturb(desk, kind, out, rng):
     stray = [o for o in seen if o[0] not in (*expected, 'running', 'waiting')]
     return dict(fault=what, cell=name, at=at, right=right and not stray, seen=seen)
 
+def lines(desk, out, name):
+    "What is known of its training loops, the last line last"
+    return sorted(o for f in desk.trace.iterdir() for o in f.read_text().splitlines() if f'{out.name}/{name}/' in o or f'{out.name}-{name}/' in o)
+
+def at_work(desk, out, name): return float(found[-1].split('\t')[0]) if (found := lines(desk, out, name)) else 0.
+
 def doing(desk, out, name):
-    "Which loop the cell was in, or had been in last, and its step"
-    lines = [o for f in desk.trace.iterdir() for o in f.read_text().splitlines() if f'{out.name}/{name}/' in o or f'{out.name}-{name}/' in o]
-    return max(lines).split('\t')[2].rpartition(name)[2].strip('/') if lines else 'before the first loop'
+    "Which loop the cell was in, or had been in last"
+    found = lines(desk, out, name)
+    return found[-1].split('\t')[2].rpartition(name)[2].strip('/') if found else 'before the first loop'
 
 def quiet_sweep(desk, kind):
     "The sweep that nothing disturbs; made once in a folder"
@@ -284,6 +307,10 @@ def disturbed(desk, kind, n, seed, minutes):
                         continue
                 code = p.wait()
                 if code == 2 and 'is still at' in desk.said: given -= 1; until(lambda: not live(out), 600); continue
+                if code == 2 and (stray := re.search('a command that was interrupted .* `(scancel [^`]*)`', desk.said)): # what the message says
+                    ask(*stray[1].split()); until(lambda: not live(out), 600)
+                    yield dict(fault='none', right=True, said=desk.said[-600:])
+                    continue
                 if code: yield dict(fault='none', right=False, code=code, said=desk.said[-600:])
                 if twice := doubled(out): yield dict(fault='none', right=False, doubled=twice)
             while live(out) if slurm else p.poll() is None:
@@ -322,7 +349,7 @@ def main():
             from sae_ception.run import versions
             for row in disturbed(desk, a.what, a.n, a.seed, a.minutes):
                 row = dict(sweep=a.what, seed=a.seed, **row)
-                text = json.dumps(row).replace(str(desk.path), '/desk').replace(os.uname().nodename, 'here')
+                text = json.dumps(row).replace(str(desk.path), '/desk').replace(HOST, 'here')
                 print(text, flush=True)
                 with open(a.out, 'a') as f: f.write(text + '\n')
             with open(a.out, 'a') as f: f.write(json.dumps(dict(sweep=a.what, seed=a.seed, fault='about', versions=versions())) + '\n')
