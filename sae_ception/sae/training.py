@@ -304,6 +304,7 @@ def tell(self:_Run, logs, tracking, measure):
     logs(found)
     for name,row in found: tracking.log(name, row)
 
+# %% ../../nbs/sae/02_training.ipynb #45704961
 @patch
 def evaluate(self:_Run, measure=None):
     "Held-out numbers of every coder, in its history"
@@ -367,6 +368,7 @@ def state(self:_Run):
     tensors = {f'{i}/{n}': v for i,(ts,_) in parts.items() for n,v in ts.items()}
     return {**tensors, **{f'rows/{n}': v for n,v in stream.items()}},dict(whose=self.whose, done=self.done, position=position, coders=facts)
 
+# %% ../../nbs/sae/02_training.ipynb #12eaa45f
 @patch
 def saved(self:_Run, saver):
     "What the last save kept, as far as this process needs it"
