@@ -114,8 +114,12 @@ def write_tensors(path, # A `.safetensors` file
                  ):
     "Write tensors atomically as safetensors"
     if not leads(): return
-    tensors = {k: v.detach().to('cpu').clone().contiguous() for k,v in tensors.items()}
-    with atomic(path) as tmp: save_file(tensors, tmp, metadata={k: json.dumps(plain(v)) for k,v in meta.items()})
+    seen,own = set(),{}
+    for k,v in tensors.items(): # what shares memory is copied, as safetensors wants it; large tensors are not
+        t = v.detach().to('cpu').contiguous()
+        own[k] = t.clone() if (where := t.untyped_storage().data_ptr()) in seen else t
+        seen.add(where)
+    with atomic(path) as tmp: save_file(own, tmp, metadata={k: json.dumps(plain(v)) for k,v in meta.items()})
 
 def read_tensors(path # A `.safetensors` file
                 )->tuple: # The tensors and the facts that `write_tensors` kept

@@ -6,7 +6,7 @@
 __all__ = ['shard', 'sharded', 'device_of', 'local', 'squares', 'gathered', 'whole', 'tensor_files', 'fill']
 
 # %% ../nbs/foundations/03_sharding.ipynb #688ae08b
-import copy,json
+import copy,ctypes,json
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ import torch.distributed as dist
 from safetensors import safe_open
 from torch import nn
 
-from .core import pick_device
+from .core import logger,pick_device
 from .processes import add_up,check_shards,leads,ranks,wait
 from .sites import find_blocks
 
@@ -28,6 +28,10 @@ def _groups(shards, device):
     return mesh if ranks() > shards else mesh['slices']
 
 # %% ../nbs/foundations/03_sharding.ipynb #671bc30c
+def _give_back():
+    "Let the C library return large pieces of memory at once"
+    getattr(ctypes.CDLL(None), 'mallopt', lambda *_: 0)(-3, 2**20) # pieces of a megabyte and more have pages of their own
+
 def _embedding(model, end):
     try: return getattr(model, f'get_{end}_embeddings')()
     except (AttributeError, NotImplementedError): return None # models of pictures, and those that are not of `transformers`
@@ -44,10 +48,12 @@ def shard(model:nn.Module, # Whole, or on `meta`; changed in place
     "Spread the weights of a model over processes"
     from torch.distributed.fsdp import CPUOffloadPolicy,MixedPrecisionPolicy,OffloadPolicy,fully_shard # as above
     device = pick_device(config.device)
+    if config.offload and device.type == 'cpu' and leads(): logger.warning('offload=True does nothing on a CPU, where weights are in the memory of the machine already')
+    if device.type == 'cpu': _give_back()
     bare = {id(p): nn.Parameter(torch.empty_like(p, device='meta'), p.requires_grad) for p in model.parameters()}
     empty,mesh = copy.deepcopy(model, bare),_groups(config.shards, device)
     mixed = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False) if config.precision == 'bf16' else MixedPrecisionPolicy()
-    away = CPUOffloadPolicy() if config.offload and device.type != 'cpu' else OffloadPolicy() # on a CPU they are there already
+    away = CPUOffloadPolicy(pin_memory=device.type != 'cpu') if config.offload else OffloadPolicy()
     for o in _parts(model): fully_shard(o, mesh=mesh, reshard_after_forward=True, mp_policy=mixed, offload_policy=away)
     model.__dict__['_empty'] = empty # the same model without numbers, and no part of it
     return model

@@ -1,0 +1,138 @@
+#!/usr/bin/env python3
+"""Measures what training needs in memory, beside what `plan` tells. Every line is one case, as JSON.
+
+    python memory.py memory.jsonl                     all cases (about 40 minutes of two cores, at most 4 GB at a time)
+    python memory.py memory.jsonl --only slices       those whose name contains a word
+
+Cases run alone or in two processes of torchrun. Before anything is measured, a tiny model does all that the case does, so that libraries are loaded; what is resident then is subtracted.
+Then the model is read from disk and trained for two steps. The most that was resident at any time of each is told by Linux (VmHWM, set back before), of the process that needed most.
+"""
+import argparse,ctypes,gc,json,os,subprocess,sys,tempfile
+from pathlib import Path
+
+CASES = {}
+def case(name, model, job='pretrain', n=1, **facts): CASES[name] = dict(name=name, model=model, job=job, n=n) | dict(batch_size=4, context=32) | facts
+for kind in ('gpt2', 'gpt_neox', 'llama', 'gemma2'):
+    case(f'{kind}', f'{kind}:512x12')
+    case(f'{kind}, slices', f'{kind}:512x12', n=2, shards=2)
+    case(f'{kind}, slices, recomputed', f'{kind}:512x12', n=2, shards=2, checkpointing=True, batch_size=8)
+case('llama, recomputed', 'llama:512x12', checkpointing=True, batch_size=16)
+case('gpt_neox, accumulated', 'gpt_neox:512x12', batch_size=8, accumulation=4)
+case('gpt2, activations', 'gpt2:256x8', batch_size=32, context=64)
+case('gpt_neox, bf16', 'gpt_neox:512x12', precision='bf16')
+case('llama, bf16, slices', 'llama:512x12', n=2, shards=2, precision='bf16')
+case('gpt2, copies', 'gpt2:512x12', n=2)
+case('llama, copies, accumulated', 'llama:512x12', n=2, accumulation=2)
+case('gpt_neox, slices, accumulated', 'gpt_neox:512x12', n=2, shards=2, accumulation=2, batch_size=8)
+case('gemma2, bf16, slices, recomputed, accumulated', 'gemma2:512x12', n=2, shards=2, precision='bf16', checkpointing=True, accumulation=2, batch_size=8)
+case('gpt2, classifier', 'gpt2:512x12', 'cycle')
+case('llama, classifier, slices', 'llama:512x12', 'cycle', n=2, shards=2)
+case('gpt_neox, classifier, from the site on', 'gpt_neox:512x12', 'cycle', part='from_site', layer=8)
+VOCAB,SMALL = 8000,'32x2'
+
+def of(name): return next(int(o.split()[1])*1024 for o in open('/proc/self/status') if o.startswith(name))
+def settle(): gc.collect(); ctypes.CDLL('libc.so.6').malloc_trim(0)
+
+class Most:
+    "The most that is resident inside the block, in bytes"
+    def __enter__(self): settle(); open('/proc/self/clear_refs', 'w').write('5'); self.before = of('VmRSS'); return self
+    def __exit__(self, *_): self.bytes = of('VmHWM')
+
+def save(model, folder):
+    "A new model on disk, as one that was downloaded: in files of 20 MB"
+    import torch
+    from transformers import AutoModelForCausalLM
+    from sae_ception.huggingface import fresh_config,quietly,train_tokenizer
+    config = fresh_config(model, vocab_size=300 if SMALL in model else VOCAB, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    for o in ('attn_pdrop', 'attention_dropout'):
+        if hasattr(config, o): setattr(config, o, 0.) # on a CPU, attention with dropout has no fused kernel
+    with quietly(): AutoModelForCausalLM.from_config(config).save_pretrained(folder, max_shard_size='20MB')
+    train_tokenizer(['the cat sat on the mat']*20, 300).save_pretrained(folder)
+
+def trained(c, folder, phase):
+    "Two steps as the experiments make them; what is held at the end, in bytes"
+    import torch
+    from sae_ception import pretraining,training
+    from sae_ception.data import make_task
+    from sae_ception.huggingface import load_lm,load_tokenizer
+    from sae_ception.models import make_model
+    from sae_ception.sae.coders import SAE,SAEConfig
+    from sae_ception.sharding import local
+    from sae_ception.tokens import TokenStream
+    rows,layout = c['batch_size'],{o: c[o] for o in ('shards', 'precision', 'checkpointing', 'accumulation') if o in c}
+    words,width = [f'the cat {i} sat on the mat' for i in range(9)],int(c['model'].partition(':')[2].partition('x')[0])
+    texts = [' '.join(words)*40]*400
+    held,site = {},f'layers.{c.get("layer", 1)}.resid_post'
+    with phase('loading'):
+        if c['job'] == 'pretrain':
+            config = pretraining.PretrainConfig(tokens=2*rows*c['context'], batch_size=rows, evaluations=1, device='cpu', **layout)
+            model,tokenizer = load_lm(folder, layout=config)
+        else:
+            config = training.TrainConfig(epochs=1, batch_size=rows, device='cpu', part=c.get('part', 'all'), **layout)
+            task = make_task(texts[:3*rows], [i % 2 for i in range(3*rows)], 'cats', ('a', 'b'))
+            model = make_model(folder, task, 0, max_length=c['context'])
+    def note(model, opt): held.update(
+        weights=sum(local(o).nbytes for o in (*model.parameters(), *model.buffers())), gradients=sum(local(p.grad).nbytes for p in model.parameters() if p.grad is not None),
+        moments=sum(local(v).nbytes for s in opt.state.values() for v in s.values() if torch.is_tensor(v)))
+    module = pretraining if c['job'] == 'pretrain' else training
+    step = module._step
+    def watched(s, *args): step(s, *args); note(s.model if c['job'] == 'pretrain' else s.net, s.opt)
+    module._step = watched
+    try:
+        with phase('training'):
+            if c['job'] == 'pretrain':
+                sae = SAE(width, SAEConfig(width=4*width, k=8))
+                pretraining.pretrain(model, TokenStream(texts, tokenizer, c['context']), config, pretraining.token_auxiliary('per_token', sae, 4, .1), site)
+            else: training.finetune([model], task, config, site=site)
+    finally: module._step = step
+    return held
+
+def measure(c, folder):
+    "One case, in this process"
+    from sae_ception.plan import PlanConfig,estimate
+    from sae_ception.processes import everyone,leads
+    kind,_,size = c['model'].partition(':')
+    found,base = {},0
+    class phase(Most):
+        def __init__(self, name): self.name = name
+        def __exit__(self, *_): super().__exit__(); found[self.name] = self.bytes - base
+    trained(c | dict(model=f'{kind}:{SMALL}', layer=0, batch_size=2*c['n']*c.get('accumulation', 1), context=16), f'{folder}/{kind}:{SMALL}', phase)
+    settle()
+    base = of('VmRSS')
+    held = trained(c, f'{folder}/{c["model"]}', phase)
+    q = PlanConfig(f'{folder}/{c["model"]}', gpus=c['n'], k=8, **{'layer': 1, 'width': 4*int(size.partition('x')[0])} | {k: v for k,v in c.items() if k not in ('name', 'model', 'n')})
+    told = estimate(q)
+    told = told[(told.stage != 'SAE') & ~told.part.isin(['Python and libraries', 'model: arms, whole'])].set_index('part').bytes.to_dict() # a cycle's other models are not here
+    worst = {k: max(o[k] for o in everyone(found)) for k in found}
+    if leads(): print(json.dumps(c | dict(told=told, held=held, base=base, **worst)), flush=True)
+
+def start(cases, out):
+    "Cases of one number of processes, one after the other in the same ones"
+    with tempfile.TemporaryDirectory() as d:
+        launch = ['-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={cases[0]["n"]}'] if cases[0]['n'] > 1 else []
+        command = [sys.executable, *launch, __file__, '--here', json.dumps([o['name'] for o in cases]), d]
+        with subprocess.Popen(command, env={**os.environ, 'OMP_NUM_THREADS': '1', 'HF_HUB_OFFLINE': '1', 'TOKENIZERS_PARALLELISM': 'false'}, stdout=subprocess.PIPE, text=True) as p:
+            for line in p.stdout:
+                if not line.startswith('{'): continue
+                row = json.loads(line)
+                with open(out, 'a') as f: f.write(line)
+                print(row['name'], f"told {sum(row['told'].values())/1e6:.0f}, measured {row['training']/1e6:.0f} MB", flush=True)
+        if p.returncode: raise SystemExit(f'a case failed with exit code {p.returncode}')
+
+if __name__ == '__main__':
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('out', nargs='?'); p.add_argument('--only', default=''); p.add_argument('--here', nargs=2)
+    a = p.parse_args()
+    if a.here:
+        from sae_ception.processes import join,leads,wait
+        join()
+        names,folder = json.loads(a.here[0]),a.here[1]
+        for name in names:
+            kind = CASES[name]['model'].partition(':')[0]
+            for o in (CASES[name]['model'], f'{kind}:{SMALL}') if leads() else ():
+                if not Path(folder, o).exists(): save(o, f'{folder}/{o}')
+            wait()
+            measure(CASES[name], folder)
+    else:
+        for n in (1, 2):
+            if chosen := [o for o in CASES.values() if o['n'] == n and a.only in o['name']]: start(chosen, a.out)
