@@ -147,12 +147,13 @@ def read_model(auto, # A class such as `AutoModelForCausalLM`
 def _in_slices(auto, name, config, dtype, revision, what, layout):
     from accelerate import init_empty_weights # these two take seconds to load, and most models come whole
     from huggingface_hub import snapshot_download
-    folder = name if Path(name).is_dir() else _fetch(what, name, lambda: snapshot_download(name, revision=revision, allow_patterns=['*.safetensors', '*.safetensors.index.json', 'config.json']))
+    folder = name if Path(name).is_dir() else _fetch(what, name, lambda: snapshot_download(name, revision=revision, allow_patterns=['*.safetensors', '*.safetensors.index.json', '*config.json']))
     if config is None:
         from transformers import AutoConfig
         config = _fetch(what, name, lambda: AutoConfig.from_pretrained(folder))
     with quietly(),init_empty_weights(): model = auto.from_config(config, **_as(dtype)).eval()
     model.tie_weights()
+    if model.can_generate() and (Path(folder)/'generation_config.json').is_file(): model.generation_config = model.generation_config.from_pretrained(folder)
     return fill(shard(model, layout), folder, layout, new_head=what != 'a language model')
 
 def _build(auto, name, config, seed, dtype, revision, what, layout=None):

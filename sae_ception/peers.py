@@ -78,7 +78,7 @@ class Member:
     "What every launcher of a run that is spread knows and does"
     patience = 6. # Seconds that a kernel has when another process has failed
     def __init__(self, me:Started):
-        self.me,self.relay,self.signum,self.since,self.told,self.killed,self.ended = me,None,None,0.,False,False,threading.Event()
+        self.me,self.relay,self.signum,self.since,self.told,self.killed,self.ended,self.starter = me,None,None,0.,False,False,threading.Event(),os.getppid()
 
 @patch
 def hear(self:Member, signum):
@@ -106,11 +106,11 @@ def mine(self:Member, code, why)->dict: # For an `End`
 @contextmanager
 def watching(self:Member, relay):
     "While a kernel works, look for signals, and for the end of what started us"
-    starter,over = os.getppid(),threading.Event()
+    over = threading.Event()
     def look():
         while not over.wait(.1):
             if relay.signum is not None: self.hear(relay.signum)
-            elif os.getppid() != starter: os.kill(os.getpid(), signal.SIGTERM); return
+            elif os.getppid() != self.starter: os.kill(os.getpid(), signal.SIGTERM); return
     self.relay,relay.says = relay,False
     if self.told: relay.end(self.patience)
     if self.signum is not None: os.kill(os.getpid(), self.signum)
@@ -163,6 +163,11 @@ def _private(file, facts):
     tmp.replace(file)
 
 # %% ../nbs/cycle/03_peers.ipynb #aa622e64
+@patch(as_prop=True)
+def absent(self:Leader)->list: # Their numbers
+    "Who has not come yet"
+    return [i for i in range(1, self.me.size) if i not in self.lines]
+
 @patch
 def _let_in(self:Leader):
     "Open a line to everyone who has the key"
@@ -257,7 +262,7 @@ class Follower(Member):
 def meet(self:Follower, patience=600.)->dict: # The first message
     "Find the first launcher, and wait for what it has to say"
     until = time.monotonic() + patience
-    while time.monotonic() < until:
+    while time.monotonic() < until and os.getppid() == self.starter:
         try:
             facts = json.loads(self.note.read_text())
             sock = socket.create_connection((facts['host'], facts['port']), timeout=10)
@@ -267,6 +272,7 @@ def meet(self:Follower, patience=600.)->dict: # The first message
             if first := self.line.read(): return first
         except (OSError, ValueError): pass
         time.sleep(.1)
+    if os.getppid() != self.starter: raise Refused(f'what started process {self.me.rank} is gone: run the same command again')
     raise Refused(f'process {self.me.rank} has waited {patience:.0f} seconds for process 0: can all machines see {place(self.note.parent.parent)}?')
 
 # %% ../nbs/cycle/03_peers.ipynb #38754c46
@@ -310,14 +316,26 @@ def _for_kernel(me, there):
     if me.by == 'srun': os.environ |= there | dict(RANK=str(me.rank), WORLD_SIZE=str(me.size), LOCAL_RANK=os.environ['SLURM_LOCALID'])
 
 # %% ../nbs/cycle/03_peers.ipynb #28ee3c1e
+def _absent(found)->str:
+    return f' (process{"es" if len(found) > 1 else ""} {", ".join(map(str, found))} had not come: if nobody stopped the run, look there first)' if found else ''
+
+@contextmanager
+def _leading(me, notebook, file):
+    "The first launcher, which tells of a signal while no kernel does"
+    peer = Leader(me, file.parent/'processes')
+    def tell(signum, frame):
+        os.write(2, f'{notebook.stem}: stopped by {signal.Signals(signum).name}; run it again to resume{_absent(peer.absent)}\n'.encode())
+        raise SystemExit(128 + signum)
+    with on_signals(tell): yield peer
+
+# %% ../nbs/cycle/03_peers.ipynb #c9171792
 def _again():
     count,most = (int(os.environ.get(f'TORCHELASTIC_{o}', 0)) for o in ('RESTART_COUNT', 'MAX_RESTARTS'))
     return 'torchrun starts all of them again' if count < most else 'run the same command again to go on from the last checkpoint'
 
 def _lead(me, notebook, file, values, resume, until, scratch):
     "What the first launcher does"
-    with claimed(file, values, resume):
-        peer = Leader(me, file.parent/'processes')
+    with claimed(file, values, resume),_leading(me, notebook, file) as peer:
         if finished(file, notebook):
             print(f'{place(file.parent)} is finished; remove it to compute it again\n')
             show_results(file)
@@ -329,7 +347,7 @@ def _lead(me, notebook, file, values, resume, until, scratch):
             peer.begin(work=str(work), there=there)
             end = peer.verdict(*execute(notebook, work/notebook.name, injected(notebook, values, work), until, beside=peer.watching))
             failed = 0 < end.code < 128
-            why = f'process {end.rank} of {me.size} {end.why}' if failed else end.why
+            why = f'process {end.rank} of {me.size} {end.why}' if failed else end.why + _absent(peer.absent)*(end.code > 128)
             mark(work/notebook.name, end.code, why)
             if not why: hand_in(work/notebook.name)
     where = file.parent/'processes'/f'{end.rank}.ipynb' if end.rank and failed else file
@@ -342,7 +360,10 @@ def _lead(me, notebook, file, values, resume, until, scratch):
 def _follow(me, notebook, file, values, until):
     "What the other launchers do"
     peer = Follower(me, file.parent/'processes')
-    with on_signals(lambda signum, frame: os._exit(128 + signum)): first = peer.meet()
+    def leave_at_once(signum, frame):
+        if me.rank == 1 and not peer.line: os.write(2, f'{notebook.stem}: stopped by {signal.Signals(signum).name}; run it again to resume{_absent([0])}\n'.encode())
+        os._exit(128 + signum)
+    with on_signals(leave_at_once): first = peer.meet()
     if 'end' in first: return leave(first['end'])
     work,terminal = Path(first['work']),os.dup(2)
     _for_kernel(me, first['there'])

@@ -62,7 +62,9 @@ def _meet():
     local,gpus = int(os.environ['LOCAL_RANK']),torch.cuda.device_count()
     if gpus and local >= gpus: raise ValueError(f'process {local} of this machine has no GPU of its own, there are {gpus}: start {gpus}, or hide them with CUDA_VISIBLE_DEVICES=')
     if gpus: torch.cuda.set_device(local)
-    dist.init_process_group('cpu:gloo,cuda:nccl' if gpus else 'gloo', timeout=timedelta(hours=12)) # a process that dies is noticed at once; one may work alone for long
+    store,number,size = next(dist.rendezvous('env://', timeout=timedelta(hours=12)))
+    store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    dist.init_process_group('cpu:gloo,cuda:nccl' if gpus else 'gloo', store=store, rank=number, world_size=size, timeout=timedelta(hours=12)) # a process that dies is noticed at once; one may work alone for long
     import atexit
     atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
 

@@ -94,10 +94,12 @@ def squares(tensors, # Gradients, whole or spread; `None` counts as nothing
 def gathered(model:nn.Module # Sharded, or not
             )->dict: # Name → tensor on the CPU; empty in all processes but the first
     "All weights of a model, in the first process"
-    found = {}
-    for k,v in model.state_dict().items():
-        if hasattr(v, 'device_mesh'): v = v.full_tensor()
-        if leads(): found[k] = v.detach().cpu()
+    found,seen = {},{}
+    for k,v in model.state_dict(keep_vars=True).items():
+        if id(v) not in seen:
+            x = v.full_tensor() if hasattr(v, 'device_mesh') else v
+            seen[id(v)] = x.detach().cpu() if leads() else None
+        if leads(): found[k] = seen[id(v)] # tied weights stay one tensor
     return found
 
 @torch.no_grad()

@@ -1,0 +1,247 @@
+#!/usr/bin/env python3
+"""Does several processes' work equal one's? Every experiment by the command, alone and under torchrun, and what differs. Every line is one run, as JSON.
+
+    python processes.py same     processes.jsonl        each experiment and each way of sharing it, in two processes (some in four), against one
+    python processes.py layouts  processes.jsonl        one process of several is SIGKILLed in the middle, and another number of them goes on
+    python processes.py digits   processes.jsonl        what a change of the last digit becomes in one process, for comparison (not with --modes)
+    python processes.py steps    processes.jsonl        seconds of a step of an SAE whose rows or features are shared (not with --modes)
+    python processes.py all      processes.jsonl        all of these
+"""
+import argparse,json,os,random,re,shutil,subprocess,sys,tempfile,time
+from pathlib import Path
+
+import psutil
+
+import faults
+
+# GPT-2 has dropout, and each process draws it for its own rows; Llama has none. Where a run can begin from what another has trained, it does
+CASES = {k: o.replace('gpt2:', 'llama:') for k,o in faults.CASES.items()}
+CASES |= dict(auxiliary='auxiliary epochs=10 source=SAE', lm_new=CASES['lm_sae'], **{k: re.sub('llama:[^ ]*', 'LM', CASES[k]) for k in ('lm_sae', 'lm_store')})
+SOURCES = dict(SAE=('sae', 'sae-alone'), LM=('lm_new', 'lm_new-alone/model')) # in words of a command: whose run, and where
+# name: command, what is added in several processes, how many
+MODES = {
+    'cycle': ('cycle', '', 2), 'cycle, 2 shards': ('cycle', 'shards=2', 2), 'cycle, 2 shards, twice': ('cycle', 'shards=2', 4),
+    'study': ('study', '', 2), 'sae': ('sae', '', 2), 'auxiliary': ('auxiliary', '', 2), 'baseline': ('baseline', '', 2),
+    'pretrain': ('pretrain', '', 2), 'pretrain, 2 shards': ('pretrain', 'shards=2', 2), 'pretrain, 2 shards, twice': ('pretrain', 'shards=2', 4),
+    'lm_sae, new model': ('lm_new', '', 2), **{f'lm_sae, {o}': ('lm_sae', f'spread={o}', 2) for o in ('rows', 'features')}, 'lm_sae, rows, 3': ('lm_sae', 'spread=rows', 3),
+    **{f'lm_sae, store, {o}': ('lm_store', f'spread={o}', 2) for o in ('rows', 'features')}}
+
+def command(case, more, n, out):
+    "The words of a run in `n` processes"
+    torchrun = ['-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={n}'] if n > 1 else []
+    words = [re.sub(f'=({"|".join(SOURCES)})$', lambda o: f'={Path(out).parent/SOURCES[o[1]][1]}', o) for o in CASES[case].split()]
+    return [sys.executable, *torchrun, '-m', 'sae_ception', *words, *more.split()*(n > 1), f'processes={n}', '--out', str(out)]
+
+class Started:
+    "A run, started as a person starts it"
+    def __init__(self, case, more, n, out):
+        env = {**os.environ, 'OMP_NUM_THREADS': '1', 'HF_HUB_OFFLINE': '1', 'SAE_CEPTION_SAVE_EVERY': str(faults.SAVE_EVERY)}
+        self.out,self.n,self.log,self.begin = Path(out),n,tempfile.TemporaryFile('w+'),time.monotonic()
+        self.p = subprocess.Popen(command(case, more, n, out), stdout=self.log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=env, start_new_session=True)
+
+    def wait(self, timeout=900):
+        "The exit code, and what was said"
+        try: code = self.p.wait(timeout)
+        except subprocess.TimeoutExpired: self.kill(); code = 'hangs'
+        self.seconds = time.monotonic() - self.begin
+        self.log.seek(0)
+        self.said = self.log.read()
+        return code
+
+    @property
+    def family(self):
+        try: return [(o := psutil.Process(self.p.pid)), *o.children(recursive=True)]
+        except psutil.NoSuchProcess: return []
+
+    def kill(self):
+        "All of it at once, as when a machine fails"
+        for o in self.family:
+            try: o.kill()
+            except psutil.Error: pass
+        self.p.wait()
+
+    def kernel(self, rank):
+        "The kernel of one of the processes; nothing while there is none"
+        for o in self.family:
+            try:
+                if 'ipykernel_launcher' in ' '.join(o.cmdline()) and o.environ().get('RANK', '0') == str(rank): return o
+            except psutil.Error: pass
+
+# ------------------------------------------------------------------ what differs
+TIMES = 'time', 'seconds', 'took', 'created', 'host', 'pid'
+
+def numbers(o, at=''):
+    "Names and values of everything in a JSON value, but times"
+    if isinstance(o, dict):
+        for k,v in o.items():
+            if k not in TIMES: yield from numbers(v, f'{at}.{k}' if at else str(k))
+    elif isinstance(o, list):
+        for i,v in enumerate(o): yield from numbers(v, f'{at}[{i}]')
+    else: yield at,o
+
+def values(file):
+    "Names and values of what a file holds: numbers, words, or tensors"
+    import pandas as pd
+    from safetensors.torch import load_file
+    if file.suffix == '.safetensors': return load_file(file)
+    if file.suffix == '.parquet': return dict(numbers(json.loads(pd.read_parquet(file).to_json(orient='records', double_precision=15))))
+    if file.suffix == '.json': return dict(numbers(json.loads(file.read_text())))
+    if file.suffix == '.jsonl': return dict(numbers([json.loads(o) for o in file.read_text().splitlines()]))
+
+def distance(a, b):
+    "How far two values are from each other, relative to the first where that is above 1; infinite where that cannot be said"
+    import torch
+    if isinstance(a, torch.Tensor): return float((a.double() - b.double()).abs().max()/max(1, float(a.double().abs().max()))) if a.shape == b.shape and a.dtype == b.dtype and a.numel() else 0. if a.shape == b.shape else float('inf')
+    if a == b or a != a and b != b: return 0.
+    if any(isinstance(o, bool) or not isinstance(o, (int, float)) for o in (a, b)): return float('inf')
+    return abs(a - b)/max(1, abs(a))
+
+# What is the same thing in other words: checksums of files that differ in the last digit
+DEPENDENT = re.compile(r'sha256|checksum|hash|sums|files\.|manifest|store$|fingerprint|notes')
+
+def kind(name): return 'curves' if re.search(r'history|log\.jsonl|curves', name) else 'weights' if name.endswith('.safetensors') else 'metrics'
+
+def compared(one, many):
+    "What differs between two run directories: the largest difference of curves, weights and metrics and where it is, and files of only one of them"
+    found = [{o.relative_to(d).as_posix(): o for o in sorted(d.rglob('*')) if o.is_file() and 'processes' not in o.relative_to(d).parts} for d in map(Path, (one, many))]
+    row = dict(files=len(found[0]), only_alone=sorted(found[0].keys() - found[1]), only_together=sorted(found[1].keys() - found[0]), bytes_differ=[], curves=0., weights=0., metrics=0., where={})
+    for name in sorted(found[0].keys() & found[1]):
+        a,b = (o[name] for o in found)
+        if a.suffix == '.ipynb' and '/' not in name: continue # times, and what was printed
+        if a.read_bytes() != b.read_bytes() and name != 'log.jsonl': row['bytes_differ'].append(name)
+        if (x := values(a)) is None: continue
+        y,what = values(b),kind(name)
+        for k in x.keys() | y.keys():
+            if DEPENDENT.search(k) or name == 'log.jsonl' and isinstance(x.get(k), str): continue # processes finish in another order
+            far = distance(x[k], y[k]) if k in x and k in y else float('inf')
+            if far > row[what]: row[what],row['where'][what] = far,f'{name}: {k}' + (f', {x.get(k)} and {y.get(k)}' if what != 'weights' else '')
+    return row
+
+_alone = {}
+def alone(case, folder):
+    "The same command in one process, undisturbed"
+    if case not in _alone:
+        for name,(source,_) in SOURCES.items():
+            if f'={name}' in CASES[case]: alone(source, folder)
+        out = Path(folder)/f'{case}-alone'
+        if not (out/'results.json').exists():
+            shutil.rmtree(out, ignore_errors=True)
+            o = Started(case, '', 1, out)
+            if o.wait(): raise SystemExit(f'{case} fails in one process:\n{o.said}')
+            (out.parent/f'{case}.seconds').write_text(str(o.seconds))
+        _alone[case] = out,float((out.parent/f'{case}.seconds').read_text())
+    return _alone[case]
+
+def same(folder, modes=tuple(MODES)):
+    "Each experiment and each way of sharing it against one process"
+    for mode in modes:
+        (case,more,n),out = MODES[mode],Path(folder)/mode.replace(', ', '-').replace(' ', '_')
+        one,took = alone(case, folder)
+        shutil.rmtree(out, ignore_errors=True)
+        o = Started(case, more, n, out)
+        code = o.wait()
+        yield dict(mode=mode, processes=n, code=code, seconds_alone=round(took, 1), seconds=round(o.seconds, 1), **(dict(said=o.said[-1500:]) if code else compared(one, out)))
+
+# ------------------------------------------------------------------ one dies, and others go on
+# mode, and how many begin and how many go on
+LAYOUTS = {f'{mode}, {a} to {b}': (mode, a, b) for mode,a,b in (
+    ('cycle', 2, 1), ('cycle', 1, 2), ('cycle, 2 shards', 2, 1), ('cycle, 2 shards', 2, 4), ('study', 2, 4), ('study', 2, 1), ('sae', 2, 1), ('auxiliary', 2, 1), ('baseline', 2, 4), ('baseline', 4, 2),
+    ('pretrain', 1, 2), ('pretrain, 2 shards', 2, 1), ('pretrain, 2 shards', 4, 2), ('lm_sae, rows', 2, 4), ('lm_sae, features', 2, 1), ('lm_sae, features', 1, 4), ('lm_sae, store, rows', 2, 1), ('lm_sae, store, features', 2, 4))}
+
+def layouts(folder, modes=tuple(LAYOUTS), seed=0, tries=5):
+    "One process is killed at a random moment; what is said, how soon the others have ended, and how another number of processes ends"
+    for name in modes:
+        mode,a,b = LAYOUTS[name]
+        (case,more,_),rng,out = MODES[mode],random.Random(f'{seed} {name}'),Path(folder)/re.sub(r'\W+', '_', f'{name} killed')
+        one,took = alone(case, folder)
+        first = (one/'config.json').stat().st_mtime
+        marks = sorted(o.relative_to(one) for o in one.rglob('*') if o.is_file() and o.parent != one and o.stat().st_mtime > first and o.suffix in ('.json', '.safetensors', '.png'))
+        for _ in range(tries): # a moment that comes after the end is drawn again
+            shutil.rmtree(out, ignore_errors=True)
+            o,mark,rank = Started(case, more, a, out),rng.choice(marks),rng.randrange(a)
+            while not (out/mark).exists() and o.p.poll() is None: time.sleep(.01)
+            time.sleep(after := rng.uniform(0, .5))
+            rest = o.family
+            if o.p.poll() is None and (kernel := o.kernel(rank)): kernel.kill(); break
+            o.wait()
+        else: continue
+        begin = time.monotonic()
+        killed,name_of = o.wait(),CASES[case].split()[0]
+        row = dict(mode=name, rank=rank, moment=f'{after:.2f} s after {mark}', code=killed, stopped_in_s=round(time.monotonic() - begin, 1), processes_left=sum(x.is_running() and x.status() != psutil.STATUS_ZOMBIE for x in rest),
+                   told=[x for x in o.said.splitlines() if x.startswith(f'{name_of}: ') and 'running in' not in x])
+        o = Started(case, more, b, out)
+        code = o.wait()
+        yield dict(**row, again=code, **(dict(said=o.said[-1500:]) if code else compared(one, out)))
+        shutil.rmtree(out, ignore_errors=True)
+
+# ------------------------------------------------------------------ what a last digit becomes
+def digits(folder, epochs=(1, 3, 10, 30, 100)):
+    "One process, no layout: an SAE on activations, and on the same whose last digit is another. How far apart FVU and weights are in the end"
+    import torch
+    from sae_ception.activations import collect
+    from sae_ception.core import generator
+    from sae_ception.data import load_task
+    from sae_ception.models import make_model
+    from sae_ception.sae.coders import SAEConfig
+    from sae_ception.sae.training import SAETrainConfig,train_sae
+    from sae_ception.training import TrainConfig,finetune
+    task = load_task('digits')
+    net = finetune([make_model('mlp', task, 0)], task, TrainConfig(epochs=20, device='cpu'))[0].model
+    x,held = (collect(net, task, split=o).h for o in ('train', 'validation'))
+    other = x*(1 + 1e-7*torch.randn(x.shape, generator=generator(0, 'digits')))
+    for n in epochs:
+        (a,h),(b,g) = (train_sae(o, held, SAEConfig(width=256, k=8), SAETrainConfig(epochs=n), 0, device='cpu') for o in (x, other))
+        yield dict(epochs=n, fvu=distance(h[-1]['val_fvu'], g[-1]['val_fvu']), weights=max(distance(p.detach(), q.detach()) for p,q in zip(a.parameters(), b.parameters())))
+
+# ------------------------------------------------------------------ what a step costs
+def step(how, width, batch=1024, dim=768, n=12):
+    "Seconds and CPU seconds of a step, the smallest of some; `alone` is each process by itself with the whole batch, at the same time"
+    import torch
+    from sae_ception.core import generator,pick_device
+    from sae_ception.processes import share,wait
+    from sae_ception.sae.coders import SAE,SAEConfig
+    from sae_ception.sae.engine import Group,SAETrainConfig
+    sae,x,found = SAE(dim, SAEConfig(width=width, k=32)),torch.randn(batch*n, dim, generator=generator(0, 'rows')).to(pick_device('auto')),[]
+    group = Group((sae.part(how) if how != 'alone' else sae).to(x.device), SAETrainConfig(batch_size=batch, init='plain'), [0], 1000)
+    group.begin(x[:2048])
+    sync = torch.cuda.synchronize if x.is_cuda else lambda: None
+    for own in x.split(batch):
+        units = group.units(own[share(batch)] if how == 'rows' else own)
+        wait(); sync()
+        t,cpu = time.perf_counter(),time.process_time()
+        group.feed(*units, batch)
+        sync()
+        found.append((time.perf_counter() - t, time.process_time() - cpu))
+    # numbers of 4 bytes that a process sends: gradients and counts; or k candidates and the reconstruction of each row, and one sum
+    sent = dict(alone=0, rows=2*width*dim + 2*width + dim + 2, features=batch*(32 + dim) + dim + 1)[how]
+    return dict(how=how, width=width, batch=batch, dim=dim, threads=torch.get_num_threads(), device=x.device.type, seconds=round(min(s for s,_ in found[2:]), 4), cpu=round(min(c for _,c in found[2:]), 4), megabytes=round(4e-6*sent, 2))
+
+def steps(folder, widths=(4096, 16384)):
+    "Rows, features and neither, in two processes"
+    from sae_ception.processes import in_processes
+    for width in widths:
+        for how in ('alone', 'rows', 'features'):
+            said = in_processes(f'import json,sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom sae_ception.processes import join; from processes import step\njoin(2)\nprint(json.dumps(step({how!r}, {width})))')
+            yield json.loads(said[0])
+
+KINDS = dict(same=same, layouts=layouts, digits=digits, steps=steps)
+
+def main():
+    a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    a.add_argument('what', choices=['all', *KINDS])
+    a.add_argument('out', help='file of JSON lines to append to')
+    a.add_argument('--modes', help='some of ' + '; '.join([*MODES, *LAYOUTS]) + ' (divided by ;)')
+    a.add_argument('--folder', help='where to work; a temporary folder if absent')
+    a = a.parse_args()
+    from sae_ception.run import versions
+    with tempfile.TemporaryDirectory() as d:
+        folder = Path(a.folder or d)
+        folder.mkdir(parents=True, exist_ok=True)
+        for what in KINDS if a.what == 'all' else [a.what]:
+            for row in KINDS[what](folder, **(dict(modes=a.modes.split(';')) if a.modes else {})):
+                row = dict(kind=what, **row)
+                print(json.dumps(row), flush=True)
+                with open(a.out, 'a') as f: f.write(json.dumps(row) + '\n')
+            with open(a.out, 'a') as f: f.write(json.dumps(dict(kind='about', what=what, versions=versions())) + '\n')
+
+if __name__ == '__main__': main()
