@@ -157,6 +157,7 @@ class _Cycle:
 
     def stages(self, members, name): return [self.run.stage(_folder(self.config, m, self.cycle)/name) for m in members]
     def checkpoint(self, name): return self.run.path/f'cycle_{self.cycle}/.{name}.safetensors'
+    def note(self, members, name): return lambda m, row: self.tracking.log((_folder(self.config, members[m], self.cycle)/name).as_posix(), row)
     def done(self, name):
         for o in (self.run.path/f'cycle_{self.cycle}').glob(f'.{name}.safetensors*'):
             if o.is_file(): drop(o)
@@ -173,8 +174,7 @@ def models(self:_Cycle, members, last):
     alone = lambda old: sum(o is old for o in last) == 1 # then nobody else starts from its model
     start = [make_model(c.model, self.raw, m.seed, **c.options) if fresh else old.model if alone(old) else deepcopy(old.model) for m,old in zip(members, last)]
     aux,reports = zip(*[self.aux(m, old) if self.cycle else (Auxiliary(), {}) for m,old in zip(members, last)])
-    fits = finetune(start, self.task, c.baseline if fresh else c.tune, list(aux), self.site, [m.seed for m in members], self.checkpoint('model'),
-                    lambda m, row: self.tracking.log((_folder(c, members[m], self.cycle)/'model').as_posix(), row))
+    fits = finetune(start, self.task, c.baseline if fresh else c.tune, list(aux), self.site, [m.seed for m in members], self.checkpoint('model'), self.note(members, 'model'))
     for m,fit,report,o in zip(members, fits, reports, stages):
         m.model,m.facts = fit.model,plain({**report, **fit.facts, 'val_accuracy': fit.history[fit.facts['best_epoch']]['val_accuracy']})
         save_model(o.path, fit.model)
@@ -207,7 +207,7 @@ def saes(self:_Cycle, members):
         for m,o in zip(members, stages): m.sae = load_sae(o.path)
         return
     stack = lambda split: torch.stack([self.sae_rows(m, split, device) for m in members])
-    saes,histories = train_saes(stack('train'), stack('validation'), self.config.sae, self.config.sae_train, [m.seed for m in members], self.checkpoint('sae'), device)
+    saes,histories = train_saes(stack('train'), stack('validation'), self.config.sae, self.config.sae_train, [m.seed for m in members], self.checkpoint('sae'), device, self.note(members, 'sae'))
     for m,sae,history,o in zip(members, saes, histories, stages):
         m.sae = sae
         save_sae(o.path, sae, site=self.site, task=self.task.name, model=self.config.model, trained_on=self.config.sae_on)
@@ -302,9 +302,7 @@ def _one(one, members, last):
     logger.info('cycle %d: %d model%s', one.cycle, len(members), 's'*(len(members) > 1))
     one.models(members, last)
     for o in last if members is not last else (): o.model = None # nothing reads it again
-    one.tracking.curves()
     one.saes(members)
-    one.tracking.curves()
     rows = one.results(members)
     one.run.reached(f'cycle_{one.cycle}')
     return rows

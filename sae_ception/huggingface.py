@@ -23,7 +23,7 @@ from packaging.version import Version
 from .core import config_hash,logger,seeded
 from .processes import leads,wait
 from .sharding import fill,gathered,shard,sharded
-from .tables import reach_hub
+from .tables import listed,reach_hub
 
 # %% ../nbs/foundations/02_huggingface.ipynb #9ef28f05
 _fresh = re.compile(r'([a-z][\w-]*):(\d+)x(\d+)$')
@@ -81,11 +81,12 @@ def train_tokenizer(texts, # Strings
 # %% ../nbs/foundations/02_huggingface.ipynb #05ba5054
 def _fetch(what, name, load):
     "Call `load`, and explain what is missing when that fails"
-    if not Path(name).exists(): reach_hub()
+    if not (here := Path(name).exists()): reach_hub()
     try: return load()
-    except (OSError, ValueError, KeyError) as e: why = ' '.join(str(e).split())
+    except torch.OutOfMemoryError: raise
+    except Exception as e: why = ' '.join(str(e).split())
     gated = any(o in why.lower() for o in ('gated', '401', '403', 'access to model'))
-    remedy = ('it is gated: accept its terms on the hub and log in with `hf auth login`' if gated else
+    remedy = ('put an intact copy in its place, or give another one' if here else 'it is gated: accept its terms on the hub and log in with `hf auth login`' if gated else
               'check the spelling and the connection, download it first, or give a local folder')
     raise ValueError(f'model {name!r}: {what} could not be loaded; {remedy}. ({why[:240]})')
 
@@ -137,7 +138,10 @@ def read_model(auto, # A class such as `AutoModelForCausalLM`
                **kwargs # As for `from_pretrained`
               ): # In evaluation mode
     "Read a model's weights from safetensors"
-    with quietly(): return auto.from_pretrained(name, use_safetensors=True, **_as(dtype), **kwargs).eval()
+    with quietly(): model,info = auto.from_pretrained(name, use_safetensors=True, output_loading_info=True, **_as(dtype), **kwargs)
+    lost = sorted(info['missing_keys']) if auto.__name__ == 'AutoModelForCausalLM' else []
+    if lost: raise ValueError(f'its files lack {listed(lost, 3)}')
+    return model.eval()
 
 # %% ../nbs/foundations/02_huggingface.ipynb #c8e43a13
 def _in_slices(auto, name, config, dtype, revision, what, layout):

@@ -6,8 +6,8 @@
 __all__ = ['LAYOUT', 'Refused', 'nearest', 'experiments', 'find_notebook', 'read_cells', 'summary', 'Parameter', 'parameters',
            'parse_value', 'grid', 'read_preset', 'read_assignments', 'changed', 'run_name', 'past_values', 'finished',
            'place', 'claimed', 'text_table', 'read_results', 'show_results', 'Lines', 'own_kernel', 'on_signals',
-           'Stopped', 'Relay', 'mark', 'execute', 'hand_in', 'planned', 'injected', 'run_notebook', 'run_dirs', 'sweep',
-           'report']
+           'Stopped', 'Relay', 'tied', 'mark', 'execute', 'hand_in', 'planned', 'injected', 'run_notebook', 'run_dirs',
+           'sweep', 'report']
 
 # %% ../nbs/cycle/02_launch.ipynb #d480f07f
 import ast,difflib,fcntl,hashlib,io,itertools,json,logging,os,re,signal,subprocess,sys,tempfile,threading,time,tokenize
@@ -156,7 +156,7 @@ def _alternatives(p, value, sweep):
     return values
 
 # %% ../nbs/cycle/02_launch.ipynb #17e65ae2
-LAYOUT = {'processes', 'spread', 'shards', 'offload'} # names of such parameters
+LAYOUT = {'processes', 'spread', 'shards', 'offload', 'log_to'} # names of such parameters
 
 # %% ../nbs/cycle/02_launch.ipynb #8d2a1fa9
 def grid(params:dict, # From `parameters`
@@ -278,7 +278,7 @@ def claimed(file:Path, # The executed notebook, there or to be
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         lock = open(file, 'a')
-    except OSError as e: raise Refused(f'cannot write to {place(file.parent)} ({e.strerror}): choose another --out') from None
+    except OSError as e: raise Refused(f'cannot write to {place(file.parent)} ({e.strerror}): make it writable, or choose another --out') from None
     with lock:
         try: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError: raise Refused(f'{place(file.parent)} is in use by another process: wait for it, or choose another --out') from None
@@ -358,14 +358,27 @@ def own_kernel():
         finally: run_sync(manager.shutdown_kernel if run_sync(manager.is_alive)() else manager.cleanup_resources)()
 
 # %% ../nbs/cycle/02_launch.ipynb #a6968d8b
-_setup = """import logging as _l, sys as _s, warnings as _w
+_setup = '''import logging as _l, sys as _s, warnings as _w
 _l.getLogger('sae_ception').setLevel('INFO'); _l.getLogger('sae_ception').propagate = False
 _l.getLogger('sae_ception').addHandler(_l.StreamHandler(_s.stdout))
 _w.filterwarnings('ignore', message='IProgress not found'); del _l, _s, _w
 import os as _o, signal as _g
 _g.signal(_g.SIGTERM, lambda *a, _me=_o.getpid(), _o=_o, _g=_g: _o.getpid() == _me or (_g.signal(_g.SIGTERM, _g.SIG_DFL), _o.kill(_o.getpid(), _g.SIGTERM)))
 _g.signal(_g.SIGUSR1, _g.SIG_IGN)
-del _o, _g"""
+exec("""import os,signal,threading,time
+heard,told = os.pipe()
+def interrupt(signum, frame):
+    while frame and frame.f_globals is not cells: frame = frame.f_back
+    if frame: raise KeyboardInterrupt
+    os.write(told, b'.')
+def later():
+    while os.read(heard, 1): time.sleep(.05); os.kill(os.getpid(), signal.SIGINT)
+threading.Thread(target=later, daemon=True).start()
+kernel.pre_handler_hook = kernel.post_handler_hook = lambda: None
+signal.signal(signal.SIGINT, interrupt)""", dict(cells=globals(), kernel=get_ipython().kernel))
+del _o, _g'''
+
+
 
 # %% ../nbs/cycle/02_launch.ipynb #32c24791
 @contextmanager
@@ -434,6 +447,19 @@ def before_cell(self:Relay, **kwargs):
 def after_cell(self:Relay, **kwargs):
     "A kernel at rest is not interrupted"
     self.begun = False
+
+# %% ../nbs/cycle/02_launch.ipynb #65531dd6
+@contextmanager
+def tied(relay # A `Relay`, listening
+        ):
+    "Inside the block, end with the process that `SAE_CEPTION_STARTER` names, if any"
+    starter,over = int(os.environ.pop('SAE_CEPTION_STARTER', 0)),threading.Event()
+    def look():
+        while not over.wait(.2):
+            if os.getppid() != starter: os.kill(os.getpid(), signal.SIGTERM); return
+    if starter: threading.Thread(target=look, daemon=True).start()
+    try: yield
+    finally: over.set()
 
 # %% ../nbs/cycle/02_launch.ipynb #d729fd13
 def _complaint(e):
@@ -528,7 +554,7 @@ def run_notebook(notebook, # Path of a notebook
         if finished(file, notebook): print(f'{place(file.parent)} is finished; remove it to compute it again\n'); show_results(file); return 0
         print(f'{notebook.stem}: running in {place(file.parent)}', flush=True)
         with mirrored(file.parent, scratch) as work:
-            code,why = execute(notebook, work/notebook.name, injected(notebook, values, work), until)
+            code,why = execute(notebook, work/notebook.name, injected(notebook, values, work), until, beside=tied)
             code,why = mark(work/notebook.name, code, why)
             if not why: hand_in(work/notebook.name)
     if why: print(f'{notebook.stem} {why}\nexecuted so far: {place(file)}', file=sys.stderr)
@@ -554,7 +580,8 @@ def _start(notebook, values, out, preset, resume):
     preset.write_text(json.dumps(values)) # JSON is YAML, and keeps types and commas
     out.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, '-m', 'sae_ception', str(notebook), '--preset', str(preset), '--out', str(out), *(['--resume'] if resume else [])]
-    with open(out/'launch.log', 'w') as log: return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+    env = {**os.environ, 'SAE_CEPTION_STARTER': str(os.getpid())}
+    with open(out/'launch.log', 'w') as log: return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=env)
 
 # %% ../nbs/cycle/02_launch.ipynb #0c928351
 def _side_by_side(notebook, parts, outs, jobs, resume):

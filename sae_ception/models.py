@@ -141,6 +141,7 @@ def _pretrained(name, task, seed, options):
     model.reads,model.site = reading_rule(model, read.batch(_examples(read)).x),'layers.-1.resid_post'
     return model
 
+# %% ../nbs/foundations/02_models.ipynb #71517b87
 def make_model(name:str, # `mlp`, `cnn` or `vit`, with sizes if you wish: `mlp:64x32`; or a model of `transformers`
                task, # The `Task` to classify: gives input shape and number of classes
                seed:int=0, # Decides the initial weights; of a pretrained model, those of its head

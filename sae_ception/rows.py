@@ -121,7 +121,7 @@ def _next_rows(self:Rows, n):
         parts.append(part)
         n,p['used'] = n-len(part),p['used']+len(part)
         if p['used'] == len(self.window): p['window'],p['used'],self.window = p['window']+1,0,None
-    return torch.cat(parts)
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 # %% ../nbs/foundations/06_rows.ipynb #0ce16afd
 @patch

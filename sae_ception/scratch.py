@@ -51,6 +51,7 @@ def mirrored(out, # The run directory
     if not scratch: yield Path(out); return
     out = Path(out)
     work,end = Path(os.path.expandvars(scratch)).expanduser()/'runs'/str(out.resolve()).strip('/').replace('/', '-'),threading.Event()
+    for o in out.rglob('.*.tmp'): o.unlink(missing_ok=True) # of a copy that was cut off
     update(work, out)
     def keep():
         while not end.wait(every):

@@ -166,6 +166,23 @@ def _sbatch(*words, text=None):
         raise Refused(f'sbatch has no option {unknown[1]!r}: {nearest(unknown[1], {*known, *(o.name for o in fields(Settings))} - {"options"})}')
     raise Refused(f"sbatch refuses: {'; '.join(o.removeprefix('sbatch: error: ').strip() for o in answer.stderr.splitlines() if o.strip())}")
 
+# %% ../nbs/cycle/05_slurm.ipynb #9525e78b
+def _remedy(said, settings):
+    "What the cluster has instead of what it refuses"
+    rows = [o.split('|') for o in _ask('sinfo', '-h', '-e', '-o', '%P|%D|%c|%m|%G').stdout.splitlines()]
+    name,there = settings.options.get('partition', ''),dict.fromkeys(o[0].strip('*') for o in rows)
+    if 'partition' in said: return f'partition={name}: {nearest(name, there)}'
+    if 'job array' in said:
+        most = re.search(r'MaxArraySize *= *(\d+)', _ask('scontrol', 'show', 'config').stdout)
+        return f"this cluster takes {most[1] if most else 'no such number of'} parts at a time: send the sweep in pieces, into the same --out"
+    if 'node configuration' not in said and 'gres' not in said: return ''
+    mine = [o for o in rows if o[0].strip('*') == name or not name and o[0].endswith('*')]
+    cores = settings.processes*int(settings.options.get('cpus-per-task', 1))
+    asked = dict(nodes=settings.nodes, memory=settings.memory or settings.options.get('mem'), gpus=settings.gpus)
+    asked = ', '.join([f'{cores} cores on a machine', *(f'{k}={v}' for k,v in asked.items() if v)])
+    has = ' and '.join(f"{n} with {cpus} cores, {int(mb.strip('+'))/1024:.0f}G" + f", {gpus if gpus != '(null)' else 'no GPUs'}" for _,n,cpus,mb,gpus in mine)
+    return f"asked for are {asked}; partition {mine[0][0].strip('*') if mine else name} has {has}"
+
 # %% ../nbs/cycle/05_slurm.ipynb #4215f5ea
 def _machines(partition):
     "The machines of a partition, or of the default one"
@@ -242,6 +259,10 @@ def _write(file, facts):
 
 # %% ../nbs/cycle/05_slurm.ipynb #1784e83d
 def _check_idle(out, names):
+    "Refuse what other jobs are at, also those of a command that was killed before it could note them"
+    rows = [o.split(maxsplit=1) for o in _ask('squeue', '-h', '-o', '%F %o').stdout.splitlines()] if shutil.which('squeue') else []
+    unknown = dict.fromkeys(job for job,script in rows if Path(script).is_relative_to(out/'slurm') and not Path(script).with_name('submission.json').exists())
+    if unknown: raise Refused(f"a command that was interrupted has sent jobs for {place(out)}: end them by `scancel {' '.join(unknown)}`, and give this one again")
     for name,o in part_states(out).items():
         if name in names and o['state'] in LIVE:
             raise Refused(f"job {o['job']} is still at {name} ({o['state'].lower()}): wait for it, or end it by `scancel {o['job']}`")
@@ -264,6 +285,12 @@ def _scripts(notebook, folder, out, settings, todo):
     name = lambda i, until: f"{i}_{until.replace('/', '_') or 'end'}.sh" if len(stages) > 1 else 'parts.sh'
     parts = {name(i, o): part_script(notebook, folder, out, settings, todo, o) for i,o in enumerate(stages)}
     return parts | {'report.sh': report_script(notebook, folder, out, settings)}
+
+# %% ../nbs/cycle/05_slurm.ipynb #e271814b
+def _try(script, settings):
+    "Would Slurm take it?"
+    try: _sbatch('--test-only', text=script)
+    except Refused as e: raise Refused('; '.join(filter(None, [str(e), _remedy(str(e), settings)]))) from None
 
 # %% ../nbs/cycle/05_slurm.ipynb #35bf7a26
 def _asserted(notebook, parts, given, settings):
@@ -289,7 +316,7 @@ def submit(notebook, # Path of a notebook
     if not todo: return report(notebook, parts, out)
     folder = out/'slurm'/str(1 + max((int(o.name) for o in out.glob('slurm/*') if o.name.isdigit()), default=0))
     scripts = _scripts(notebook, folder, out, settings, todo)
-    for o in scripts.values(): _sbatch('--test-only', text=o)
+    for o in scripts.values(): _try(o, settings)
     _check_place(out, settings)
     _check_idle(out, {*todo.values()})
     folder.mkdir()

@@ -10,13 +10,14 @@ import errno,json,os,re,shutil,threading,time
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 from fastcore.all import patch
 from safetensors import SafetensorError,safe_open
 
 from .claims import Claims
 from .core import config_diff,config_hash,generator,interruptible,logger,plain,read_json,write_json,write_tensors
-from .gather import Gather,touch
+from .gather import Gather,join_runs,touch
 from .processes import apart
 from .rows import Masks,MemoryRows,Rows,_check_fit,_survey,keep_rows,model_facts,read_sites
 from .run import checksum,versions
@@ -31,6 +32,7 @@ def store_bytes(widths:dict, # Site -> d
     return tokens*(24 + sum(2*d + 4 for d in widths.values()))
 
 # %% ../nbs/foundations/07_store.ipynb #ddb6a418
+_piece = 2**22 # bytes of a file that have a checksum of their own
 _facts = dict(tokens=torch.int32, doc=torch.int64, position=torch.int32, context=torch.int32, slot=torch.int32)
 
 class _Shard:
@@ -64,7 +66,7 @@ def _close_shard(folder, shard, medians, special, of, beat):
     files,sums = {},{}
     for part,tensors in {'rows': shard.facts, **{k: dict(h=v) for k,v in shard.h.items()}}.items():
         write_tensors(file := folder/f'{part}.safetensors', tensors, of=dict(of, part=part))
-        files[part] = dict(name=f"{of['shard']}/{file.name}", bytes=file.stat().st_size, sha256=checksum(file))
+        files[part] = dict(name=f"{of['shard']}/{file.name}", bytes=(n := file.stat().st_size), checksums=[checksum(file, o, _piece) for o in range(0, n, _piece)])
         beat()
     for k,v in shard.h.items(): sums[k] = dict(sum=sum((m @ o.float()).double() for o,m in zip(v.split(8192), keep.float().split(8192))), square=norms[k][keep].double().square().sum())
     return plain(dict(files=files, total=shard.n, counts=counts, sums=sums))
@@ -229,7 +231,7 @@ def write_store(path, # A directory, new or begun; processes that share one writ
     _check_fit(model, stream)
     train,(medians,widths) = stream.twin(passes=1),_survey(model, stream, sites, contexts)
     n = {'train': -(-tokens//stream.context), 'held_out': -(-held_out_tokens//stream.context)}
-    settings = plain(dict(model=model_facts(model), stream=train.facts, sites=widths, contexts=n, shard_contexts=shard_tokens//step*contexts, batch=contexts, dtype='bfloat16', seed=seed))
+    settings = plain(dict(model=model_facts(model), stream=train.facts, sites=widths, contexts=n, shard_contexts=shard_tokens//step*contexts, batch=contexts, dtype='bfloat16', checksum=dict(algorithm='xxh3_128', piece=_piece), seed=seed))
     if not (path/'meta.json').exists():
         _check_room(path, settings)
         with _full(path, settings): _begin(path, model, train, medians, settings, patience)
@@ -254,8 +256,9 @@ def _read_meta(file):
         raise ValueError(f'{file.parent} is not finished: run `write_store` again with the same arguments, it goes on where it stopped') from None
     except OSError as e: raise ValueError(f'{file} cannot be read ({e.strerror}): {remedy}') from None
     except (ValueError, RecursionError): raise ValueError(f'{file} is not JSON: {remedy}') from None
-    if not isinstance(meta, dict) or 'hash' not in meta or not isinstance(meta.get('shards'), dict): raise ValueError(f'{file} is no manifest of a store, or of an older version: {remedy}')
+    if not isinstance(meta, dict) or 'hash' not in meta or not isinstance(meta.get('shards'), dict): raise ValueError(f'{file} is no manifest of a store: {remedy}')
     if config_hash({k: v for k,v in meta.items() if k != 'hash'}) != meta['hash']: raise ValueError(f'{file} is not what was written (its hash differs): {remedy}')
+    if (found := meta['settings'].get('checksum', {}).get('algorithm')) != 'xxh3_128': raise ValueError(f'{file.parent} has checksums of the kind {found}, and this version reads xxh3_128: write the store again, in a new directory')
     return meta
 
 # %% ../nbs/foundations/07_store.ipynb #fdfc31ab
@@ -272,7 +275,7 @@ class Store:
             if wrong := _whole(self.path, facts): raise self._wrong(facts, part, wrong)
         if model is not None: self._check_model(model)
         self._check_sites(sites or self.widths)
-        self.verified = set()
+        self.verified = {}
 
     @property
     def sites(self)->list: return list(self.widths)
@@ -325,20 +328,29 @@ def _check_sites(self:Store, sites):
 
 # %% ../nbs/foundations/07_store.ipynb #9a9a6368
 @patch
+def _verify(self:Store, split, shard, part, rows=None):
+    "Check what was not yet checked of a file: all, or the pieces that hold its header and the rows from, to"
+    o = self.meta['shards'][split][shard]
+    facts,size = o['files'][part],self.meta['settings']['checksum']['piece']
+    file,done = self.path/facts['name'],self.verified.setdefault(facts['name'], set())
+    a,b = (facts['bytes'] - (o['total'] - r)*2*self.widths[part] for r in rows) if rows else (0, facts['bytes'])
+    if not done and (wrong := _whole(self.path, facts)): raise self._wrong(facts, part, wrong)
+    for i in sorted({0, *range(a//size, -(-b//size))} - done):
+        try: found = checksum(file, i*size, size)
+        except OSError as e: raise self._wrong(facts, part, f'cannot be read ({e.strerror})') from None
+        if found != facts['checksums'][i]: raise self._wrong(facts, part, 'is not what was written (its checksum differs)')
+        done.add(i)
+
+# %% ../nbs/foundations/07_store.ipynb #6781c807
+@patch
 def open(self:Store, split:str, # `train` or `held_out`
          shard:int, # Its number
-         part:str # A site, or `rows`
+         part:str, # A site, or `rows`
+         rows:tuple=None # From, to: the rows of a site that will be read, and so are checked; all when absent
         )->dict: # Name -> tensor, mapped
     "The tensors of one file"
-    facts = self.meta['shards'][split][shard]['files'][part]
-    file = self.path/facts['name']
-    if file not in self.verified:
-        if wrong := _whole(self.path, facts): raise self._wrong(facts, part, wrong)
-        try: found = checksum(file)
-        except OSError as e: raise self._wrong(facts, part, f'cannot be read ({e.strerror})') from None
-        if found != facts['sha256']: raise self._wrong(facts, part, 'is not what was written (its SHA-256 differs)')
-        self.verified.add(file)
-    with safe_open(file, 'pt') as f: return {k: f.get_tensor(k) for k in f.keys()}
+    self._verify(split, shard, part, rows)
+    with safe_open(self.path/self.meta['shards'][split][shard]['files'][part]['name'], 'pt') as f: return {k: f.get_tensor(k) for k in f.keys()}
 
 # %% ../nbs/foundations/07_store.ipynb #766b333d
 @patch
@@ -363,8 +375,8 @@ class StoreRows(Rows):
         self.out = self._kept('held_out', masks)[0]
         self.total = sum(map(len, self.kept))
         if not self.total: raise ValueError(f'the masks leave no row of {store.total()}: {self.counts}')
-        self.start = torch.tensor([0, *sizes]).cumsum(0)
-        self.gather,self.mapped,self.here,self.ahead = {k: Gather(sizes, d) for k,d in self.widths.items()},{},[],(None,)*3
+        self.start = np.cumsum([0, *sizes])
+        self.gather,self.mapped,self.here,self.ahead = {k: Gather(sizes, d) for k,d in self.widths.items()},{},{},(None,)*3
         self._start(store=store.meta['settings'], sites=sites, masks=masks, block=block, shards=self.shards, seed=seed)
 
     def _kept(self, split, masks):
@@ -381,11 +393,11 @@ class StoreRows(Rows):
 @patch
 def _opened(self:StoreRows, p, w):
     "The shards that are open in window `w` of pass `p`, and which rows of each that count are read: pieces from, to"
-    order,n = torch.randperm(len(self.kept), generator=generator(self.seed, 'shards', p)).tolist(),self.shards
+    gen,n = generator(self.seed, 'shards', p),self.shards
+    order,turns = (f(len(self.kept), generator=gen).tolist() for f in (torch.randperm, torch.rand))
     def pieces(i, part):
         m = len(self.kept[i])
-        turn = int(torch.randint(max(m, 1), (1,), generator=generator(self.seed, 'turn', p, i)))
-        a,b = (turn + m*o//n for o in (part, part+1))
+        a,b = (int(turns[i]*m) + m*o//n for o in (part, part+1))
         return [(x - c, min(y, m + c) - c) for x,y,c in ((a, min(b, m), 0), (max(a, m), b, m)) if x < y]
     return {order[w-part]: pieces(order[w-part], part) for part in range(n)} # a negative index goes round
 
@@ -393,37 +405,40 @@ def _opened(self:StoreRows, p, w):
 @patch
 def _mixed(self:StoreRows, p, w, opened):
     "Rows of a window in their order, numbered through the store"
-    gen,blocks,keys = generator(self.seed, 'blocks', p, w),[],[]
-    for i,pieces in opened.items():
-        rows = torch.cat([self.kept[i][a:b] for a,b in pieces] or [self.kept[i][:0]]).long() + self.start[i]
-        blocks.append(torch.nn.functional.pad(rows, (0, -len(rows) % self.block), value=-1).view(-1, self.block))
-        n = len(blocks[-1])
-        keys.append((torch.randperm(n, generator=gen) + torch.rand(n, generator=gen))/max(n, 1))
-    rows = torch.cat(blocks).index_select(0, torch.cat(keys).argsort(stable=True)).flatten()
-    return rows.masked_select(rows >= 0)
+    kept = [self.kept[i][a:b].numpy() for i,pieces in opened.items() for a,b in pieces]
+    m = np.array([sum(b - a for a,b in o) for o in opened.values()]) # rows of each shard, and runs
+    n = -(-m//self.block)
+    of = np.repeat(np.arange(len(n)), n)
+    nth = np.arange(len(of)) - (n.cumsum() - n)[of]
+    shuffle,jitter = torch.rand(2, len(of), dtype=torch.float64, generator=generator(self.seed, 'blocks', p, w)).numpy()
+    order = np.lexsort((shuffle, of))[((nth + jitter)/n[of]).argsort(kind='stable')]
+    of,first = of[order],nth[order]*self.block
+    return torch.from_numpy(join_runs(np.concatenate([*kept, np.zeros(0, np.int32)]), first + (m.cumsum() - m)[of], np.minimum(m[of] - first, self.block), self.start[list(opened)][of]))
 
 # %% ../nbs/foundations/07_store.ipynb #231fd523
 @patch
-def _map(self:StoreRows, i, site):
-    if (i, site) not in self.mapped: self.mapped[i, site] = self.store.open('train', i, site)['h']
-    return self.mapped[i, site]
+def _ready(self:StoreRows, i, site, pieces):
+    "A file, mapped, and the bytes of it that pieces of a window need, checked"
+    found = [(int(self.kept[i][a]), int(self.kept[i][b-1]) + 1) for a,b in pieces]
+    for o in found: self.store._verify('train', i, site, o)
+    if (i, site) not in self.mapped: self.mapped[i, site] = self.store.open('train', i, site, (0, 0))['h']
+    return [self.mapped[i, site][a:b] for a,b in found]
 
 @patch
-def _read(self:StoreRows, jobs):
-    for i,k,pieces in jobs:
+def _read(self:StoreRows, jobs, failed):
+    for job in jobs:
         try:
-            h = self._map(i, k)
-            for a,b in pieces: touch(h[int(self.kept[i][a]):int(self.kept[i][b-1])+1])
-        except (OSError, ValueError): pass # met again by who asks for the rows
+            for h in self._ready(*job): touch(h)
+        except (OSError, ValueError): failed.append(job)
 
 @patch
 def _prepare(self:StoreRows, p, w, found):
-    opened = self._opened(p, w)
+    opened,failed = self._opened(p, w),[]
     jobs = [(i, k, o) for i,o in opened.items() for k in self.widths]
-    half = threading.Thread(target=self._read, args=(jobs[1::2],))
+    half = threading.Thread(target=self._read, args=(jobs[1::2], failed))
     half.start()
-    found.append((list(opened), self._mixed(p, w, opened)))
-    self._read(jobs[::2])
+    found += [opened, self._mixed(p, w, opened), failed]
+    self._read(jobs[::2], failed)
     half.join()
 
 # %% ../nbs/foundations/07_store.ipynb #bde8977e
@@ -434,10 +449,13 @@ def _window(self:StoreRows, p, w):
     place,thread,found = self.ahead
     if place == (p, w): thread.join()
     else: self._prepare(p, w, found := [])
-    opened,rows = found[0]
+    opened,rows,failed = found
+    for job in failed: self._ready(*job)
     keep,self.here = {*opened, *self.here},opened # rows of the last window may still be asked for
     self.mapped = {k: v for k,v in self.mapped.items() if k[0] in keep}
-    for o in self.gather.values(): o.close(keep)
+    for k,g in self.gather.items():
+        g.close(keep)
+        for i in opened.keys() - g.held.keys(): g.open(i, self.mapped[i, k])
     self._look_ahead(*(p, w+1) if w+1 < len(self.kept) else (p+1, 0))
     return rows
 
@@ -451,7 +469,7 @@ def _look_ahead(self:StoreRows, *place):
 @patch
 def _fetch(self:StoreRows, rows):
     "The activations of rows, numbered through the store"
-    return {k: g(rows, lambda i, k=k: self.gather[k].open(i, self._map(i, k))) for k,g in self.gather.items()}
+    return {k: g(rows) for k,g in self.gather.items()}
 
 # %% ../nbs/foundations/07_store.ipynb #93311c5d
 @patch

@@ -8,6 +8,7 @@ __all__ = ['BOS', 'SEPARATOR', 'PAD', 'is_held_out', 'TokenBatch', 'tokenizer_ha
 # %% ../nbs/foundations/05_tokens.ipynb #2bc3ab7a
 import hashlib,json,re
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 
@@ -137,9 +138,12 @@ def _hub(name, *args):
     return _Flowing(dataset, dict(kind='hub', name=path, config=builder.config.name, revision=builder.hash), *args)
 
 # %% ../nbs/foundations/05_tokens.ipynb #1c1cccf4
+@lru_cache(maxsize=2) # every twin of a stream asks again, and it takes seconds
+def _docstrings(split, share): return _open(docstrings(), split, share, '', 0)
+
 def _open(source, split, share, column, shuffle):
     "The documents of a source"
-    if isinstance(source, str) and source == 'docstrings': source = docstrings()
+    if isinstance(source, str) and source == 'docstrings': return _docstrings(split, share)
     if isinstance(source, Corpus): return _Listed(source.table['text'], dict(kind='docstrings', versions=source.versions), split, share)
     if isinstance(source, (list, tuple)):
         if odd := next((o for o in source if not isinstance(o, str)), None): raise ValueError(f'source holds {type(odd).__name__}, not text: pass a list of str')

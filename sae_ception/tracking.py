@@ -6,7 +6,7 @@
 __all__ = ['Tracking', 'flat', 'wandb_records', 'tracked', 'attach']
 
 # %% ../nbs/foundations/08_tracking.ipynb #0d6bb095
-import difflib,io,json,os,re,uuid
+import difflib,io,json,os,re,time,uuid
 from contextlib import contextmanager,redirect_stdout
 from hashlib import sha256
 from pathlib import Path
@@ -69,16 +69,28 @@ def _markdown(columns, cells):
     text = lambda o: '–' if o is None else f'{o:.4g}' if isinstance(o, float) else str(o).replace('|', '\\|')
     return '\n'.join(f'| {" | ".join(map(text, o))} |' for o in [columns, ['---']*len(columns), *cells])
 
+# %% ../nbs/foundations/08_tracking.ipynb #bf322129
 class _TensorBoard(_Adapter):
-    def options(self, folder, key, title): return dict(run_name='tensorboard', logging_dir=str(folder))
+    def open(self, folder, key, title):
+        from torch.utils.tensorboard import summary # an optional package
+        self.folder,self.make,self.began = folder/'tensorboard',summary,f'{time.time():017.6f}.{os.getpid()}'
+    def write(self, made, step=0, run='.'):
+        from tensorboard.compat.proto.event_pb2 import Event # here and below: an optional package
+        from tensorboard.summary.writer.record_writer import RecordWriter
+        (path := self.folder/run).mkdir(parents=True, exist_ok=True)
+        with open(path/f'events.out.tfevents.{self.began}', 'ab') as f: RecordWriter(f).write(Event(wall_time=time.time(), step=step, summary=made).SerializeToString())
+    def row(self, series, x, step, values):
+        run,_,name = series.rpartition('/')
+        made = [self.make.scalar(f'{name}/{k}', v) for k,v in values.items()]
+        for o in made[1:]: made[0].MergeFrom(o)
+        self.write(made[0], step, run)
     def configure(self, config):
-        if 'configuration' not in self.things: super().configure(config) # a second time would look like a second run
-    def write(self, method, *args, **kwargs):
-        getattr(self.tracker.tracker, method)(*args, **kwargs)
-        self.tracker.tracker.flush()
-    def table(self, name, columns, cells): self.write('add_text', name, _markdown(columns, cells))
-    def figure(self, name, pixels): self.write('add_image', name, pixels, dataformats='HWC')
-    def file(self, name, path, key): self.write('add_text', name, f'`{path.name}`, in the run directory above this one')
+        if 'configuration' not in self.things: # a second time would look like a second run
+            for o in (*self.make.hparams(config, {}), self.make.text('configuration', _markdown(['name', 'value'], list(config.items())))): self.write(o)
+    def table(self, name, columns, cells): self.write(self.make.text(name, _markdown(columns, cells)))
+    def figure(self, name, pixels): self.write(self.make.image(name, pixels, dataformats='HWC'))
+    def file(self, name, path, key): self.write(self.make.text(name, f'`{path.name}`, in the run directory above this one'))
+    def close(self): pass
 
 # %% ../nbs/foundations/08_tracking.ipynb #35c7696f
 class _WandB(_Adapter):
@@ -87,10 +99,11 @@ class _WandB(_Adapter):
         self.folder,self.key,self.axes = folder,key,set()
         return dict(run_name='sae_ception', dir=str(folder), id=key, name=title, resume='allow', settings=dict(console='off', silent=True))
     def log(self, values):
-        self.tracker.log(values, step=self.n, commit=True)
+        self.tracker.log({k.replace('.', '_'): v for k,v in values.items()}, step=self.n, commit=True)
         self.n += 1
     def row(self, series, x, step, values):
-        if series not in self.axes: self.tracker.tracker.define_metric(f'{series}/*', step_metric=f'{series}/{x}')
+        name = series.replace('.', '_')
+        if series not in self.axes: self.tracker.tracker.define_metric(f'{name}/*', step_metric=f'{name}/{x}')
         self.axes.add(series)
         self.log({f'{series}/{k}': v for k,v in {x: step, **values}.items()})
     def table(self, name, columns, cells):
@@ -113,10 +126,13 @@ class _Trackio(_Adapter):
     def open(self, *args):
         with redirect_stdout(io.StringIO()): super().open(*args) # it prints how to look at it, and where it keeps its files
     def close(self):
-        with redirect_stdout(io.StringIO()): super().close()
+        import trackio # here and below: an optional package
+        with redirect_stdout(io.StringIO()):
+            try: trackio.finish() # or it would finish once more when the process ends, and say so
+            except RuntimeError: super().close() # its run belongs to another context
     def configure(self, config): self.tracker.tracker.config.update(config)
     def table(self, name, columns, cells):
-        import trackio # here and below: an optional package
+        import trackio
         self.tracker.log({name: trackio.Table(columns=columns, data=cells)}, step=0)
     def figure(self, name, pixels):
         import trackio
@@ -154,10 +170,12 @@ def recover(self:_Adapter, lines):
 
 @patch
 def recover(self:_TensorBoard, lines):
-    from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader # an optional package
-    lines = _Adapter.recover(self, lines)
-    events = (e for o in sorted(Path(self.tracker.logging_dir).glob('*tfevents*')) for e in LegacyEventFileLoader(str(o)).Load())
-    self.steps = {v.tag: e.step for e in events for v in e.summary.value if v.HasField('simple_value')}
+    from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+    lines,self.steps = _Adapter.recover(self, lines),{}
+    for file in sorted(self.folder.rglob('*tfevents*')):
+        run = file.parent.relative_to(self.folder).as_posix()
+        for e in LegacyEventFileLoader(str(file)).Load():
+            self.steps |= {v.tag if run == '.' else f'{run}/{v.tag}': e.step for v in e.summary.value if v.HasField('simple_value')}
     return lines
 
 # %% ../nbs/foundations/08_tracking.ipynb #bdc641d5
@@ -203,20 +221,24 @@ def start(self:Tracking,
     "Start the trackers; nothing happens if they are started"
     if not self or self.folder: return
     self.folder,self.path = Path(folder),Path(folder)/'tracking.jsonl' if resume else None
-    file,names = self.folder/'tracking.json',[o.name for o in self.all if o.cls]
-    self.key = read_json(file)['key'] if resume and file.exists() else f"{re.sub(r'[^a-zA-Z0-9_-]', '-', self.folder.resolve().name)[:60]}-{uuid.uuid4().hex[:8]}"
-    if resume: write_json(file, dict(key=self.key, trackers=names))
-    lines = self._lines()
+    file,title = self.folder/'tracking.json','/'.join(self.folder.resolve().parts[-2:])
+    self.key = read_json(file)['key'] if resume and file.exists() else f"{re.sub(r'[^a-zA-Z0-9_-]', '-', title)[:60]}-{uuid.uuid4().hex[:8]}"
+    if resume: write_json(file, dict(key=self.key, trackers=[o.name for o in self.all if o.cls]))
+    lines,config = self._lines(),flat(plain(config or {}))
     kept = [o for o in lines if o['to'] not in [t.name for t in self.all]]
-    for t in self.all:
-        try:
-            t.open(self.folder, self.key, self.folder.resolve().name)
-            if resume: kept += t.recover([o for o in lines if o['to'] == t.name])
-            t.configure(flat(plain(config or {})))
-            kept += [dict(to=t.name, thing='configuration', sha='', n=0)]*('configuration' not in t.things)
-        except Exception as e: raise ValueError(f'tracker {t.name!r} cannot be started ({type(e).__name__}: {e}): {t.remedy}') from e
+    for t in self.all: kept += self._begin(t, title, config, [o for o in lines if o['to'] == t.name])
     if resume:
         with atomic(self.path) as tmp: tmp.write_text(''.join(json.dumps(o) + '\n' for o in kept))
+
+# %% ../nbs/foundations/08_tracking.ipynb #1482366f
+@patch
+def _begin(self:Tracking, t, title, config, lines): # Gives the lines that are to be believed
+    try:
+        t.open(self.folder, self.key, title)
+        if self.path: lines = t.recover(lines)
+        t.configure(config)
+    except Exception as e: raise ValueError(f'tracker {t.name!r} cannot be started ({type(e).__name__}: {e}): {t.remedy}') from e
+    return lines + [dict(to=t.name, thing='configuration', sha='', n=0)]*('configuration' not in t.things)
 
 @patch
 def _lines(self:Tracking): # The notes; a kill may have cut the last one short

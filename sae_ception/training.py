@@ -178,23 +178,23 @@ class _Losses:
 class _Progress:
     def __init__(self, net, opt, device):
         self.net,self.opt,self.step,self.history,self.facts,self.seed,self.many = net,opt,0,[],{},None,isinstance(net, _Many)
+        self.moving = [o for o in net.named_weights() if o[1].requires_grad] # the rest stays as it was
         self.sums = torch.zeros(3, len(net), device=device) # task loss, auxiliary loss, steps
-        self.best = {n: p.detach().clone() for n,p in self.moving()}
+        self.best = {n: p.detach().clone() for n,p in self.moving}
         self.score = torch.full((2, len(net)), -torch.inf, device=device) # accuracy, less the loss
         self.best_buffers = {n: b.clone() for n,b in net.buffers_now().items()}
         self.spread = None if self.many or not sharded(net) else net.reader.model
 
-    def moving(self): return [o for o in self.net.named_weights() if o[1].requires_grad] # the rest stays as it was
-    def gradients(self): return [p.grad for _,p in self.moving() if p.grad is not None]
+    def gradients(self): return [p.grad for _,p in self.moving if p.grad is not None]
     def save(self):
-        parts = dict(now=dict(self.moving()), best=self.best, opt=optimizer_tensors(self.opt), buffers=self.net.buffers_now(), best_buffers=self.best_buffers, own=dict(sums=self.sums, score=self.score))
+        parts = dict(now=dict(self.moving), best=self.best, opt=optimizer_tensors(self.opt), buffers=self.net.buffers_now(), best_buffers=self.best_buffers, own=dict(sums=self.sums, score=self.score))
         return {f'{a}/{b}': v for a,o in parts.items() for b,v in o.items()},dict(step=self.step, history=self.history, facts=self.facts, whose=self.whose)
 
     @torch.no_grad()
     def load(self, tensors, facts):
         if facts['whose'] != self.whose: raise ValueError('the checkpoint belongs to another training (configuration, task, seeds, site or λ differ): remove it or name another file')
         part = lambda a: {k[len(a)+1:]: v for k,v in tensors.items() if k.startswith(a+'/')}
-        for n,p in self.moving(): local(p).copy_(local(part('now')[n])); local(self.best[n]).copy_(local(part('best')[n]))
+        for n,p in self.moving: local(p).copy_(local(part('now')[n])); local(self.best[n]).copy_(local(part('best')[n]))
         for n,b in self.net.buffers_now().items(): b.copy_(part('buffers')[n]); self.best_buffers[n].copy_(part('best_buffers')[n])
         restore_optimizer(self.opt, part('opt'))
         self.sums.copy_(part('own')['sums']); self.score.copy_(part('own')['score'])
@@ -222,8 +222,7 @@ def sum_up(gradients, # Of the step
     add_up([found] if spread else [*gradients, found])
 
 # %% ../nbs/sharpening/01_training.ipynb #c020c6a4
-def _check_processes(models, config, aux, many):
-    if config.shards > 1 and many: raise ValueError(f'shards={config.shards}: {len(models)} small models are trained as one stack, which is not spread; use shards=1')
+def _check_processes(models, aux):
     if ranks() == 1: return
     if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for o in models for m in o.modules()):
         raise ValueError(f'{type(models[0]).__name__} has a BatchNorm, whose means would be those of the rows of one process: train it with one process, or with another norm')
@@ -233,7 +232,9 @@ def _check_processes(models, config, aux, many):
 def draw(s # A training: has `seed`, which is `None` where nothing is drawn, and `step`
         ):
     "Begin the random numbers of this step and process"
-    if s.seed is not None: torch.manual_seed(stream_seed(s.seed, 'dropout', s.step, rank()))
+    if s.seed is None: return
+    ready = torch.cuda.is_initialized() or torch.backends.mps.is_available() # where no GPU is in use, `torch.manual_seed` leaves it a note with the whole call stack, in milliseconds
+    (torch.manual_seed if ready else torch.default_generator.manual_seed)(stream_seed(s.seed, 'dropout', s.step, rank()))
 
 def _forward(s, b, losses, config):
     "Task loss and auxiliary loss of every member, means over examples"
@@ -304,7 +305,7 @@ def _validate(s, task, config):
     loss,accuracy = _scores(s, task, config)
     better = (accuracy > s.score[0]) | ((accuracy == s.score[0]) & (-loss > s.score[1])) | (config.select == 'last')
     s.score = torch.where(better, torch.stack([accuracy, -loss]), s.score)
-    for n,p in s.moving():
+    for n,p in s.moving:
         if s.many: s.best[n][better] = p[better]
         elif better[0]: local(s.best[n]).copy_(local(p))
     if better[0]: s.best_buffers = {n: b.clone() for n,b in s.net.buffers_now().items()}
@@ -335,8 +336,8 @@ def finetune(models:list, # Models of one architecture; changed in place
     aux = aux or [Auxiliary()]*len(models)
     seeds,site,task = list(range(len(models))) if seeds is None else seeds,own_site(models[0], site),as_read(models[0], task)
     if not len(models) == len(aux) == len(seeds): raise ValueError(f'{len(models)} models, {len(aux)} auxiliary losses and {len(seeds)} seeds: give one each')
-    _check_processes(models, config, aux, many := stackable(models))
-    if many: return _fit(_Many(models, site), models, task, config, aux, site, seeds, checkpoint, note)
+    _check_processes(models, aux)
+    if stackable(models) and config.shards == 1 and not config.offload: return _fit(_Many(models, site), models, task, config, aux, site, seeds, checkpoint, note)
     files = [checkpoint and f'{checkpoint}.{i}.safetensors' for i in range(len(models))]
     def alone(i, m, a, s, f):
         with seeded(s): return _fit(_Solo(m, site, a.rule), [m], task, config, [a], site, [s], f, note and (lambda _, row: note(i, row)))[0]
@@ -417,12 +418,12 @@ def _loop(s, task, config, losses, seeds, checkpoint, note):
 # %% ../nbs/sharpening/01_training.ipynb #be0375a0
 @torch.no_grad()
 def _finish(s, models, flags, stays):
-    for n,p in s.moving(): local(p).copy_(local(s.best[n]))
+    for n,p in s.moving: local(p).copy_(local(s.best[n]))
     for n,b in s.net.buffers_now().items(): b.copy_(s.best_buffers[n])
     s.opt.zero_grad()
     out = []
     for m,model in enumerate(models):
-        if s.many: model.load_state_dict({**model.cpu().state_dict(), **{n: p[m].cpu() for n,p in s.moving()}})
+        if s.many: model.load_state_dict({**model.cpu().state_dict(), **{n: p[m].cpu() for n,p in s.moving}})
         elif not stays: model = whole(model).cpu()
         for n,p in model.named_parameters(): p.requires_grad_(flags[n])
         history = [_row(s, i, m) for i in range(len(s.history))]

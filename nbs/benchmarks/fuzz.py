@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Breaks configurations, commands, presets, notebooks, coders, models, stores, run directories and checkpoints in 1,000 ways, and looks at how each is refused.
+"""Breaks configurations, commands, presets, notebooks, data, language models, coders, models, stores, run directories and checkpoints in 1,000 ways, and looks at how each is refused.
 
-    python fuzz.py fuzz.jsonl               1,000 cases (some three minutes of one core)
+    python fuzz.py fuzz.jsonl               1,000 cases (some seven minutes of one core)
     python fuzz.py fuzz.jsonl --n 60        a sample, the same for the same --seed
 
 A refusal is clean when it is a `ValueError` or an `OSError` (on the command line: exit code 2 and one line) that names the thing that is wrong, comes at once, and leaves no file behind.
@@ -14,18 +14,18 @@ import torch
 import yaml
 
 JUNK = (None, True, False, 0, -1, 1, 2, 3.7, -.5, 1e300, 10**30, -10**9, float('nan'), float('inf'), -float('inf'), '', 'x', 'none', 'nan', '1', '🙂', 'a'*5000, b'bytes', [], [1], [None], ['a', 'b'], [-1, float('nan')],
-        (), (3, 2), (0,), {}, dict(a=1), [[1]], {1, 2}, object(), lambda: 0, 1j, torch.zeros(2), range(3), type)
+        10**400, 5e-324, '\0', 'a\nb', 'ü'*300, '\u202eabc', (), (3, 2), (0,), {}, dict(a=1), [[1]], {1, 2}, object(), lambda: 0, 1j, torch.zeros(2), range(3), type)
 SECONDS = 20
 
 class Hangs(Exception): pass
-def _late(*a): raise Hangs(f'more than {SECONDS} s')
+def _late(*a): raise Hangs('takes too long')
 
 def _tree(folder): return {o.relative_to(folder).as_posix(): o.stat().st_size if o.is_file() else -1 for o in sorted(folder.rglob('*'))}
 
-def look(do, names, folder, command=False, right=lambda found: False):
+def look(do, names, folder, command=False, right=lambda found: False, seconds=SECONDS, writes=False):
     "Do it, and say how it went: `refused` and `fine` are clean, everything else is not"
     before,heard = _tree(folder),io.StringIO()
-    signal.signal(signal.SIGALRM, _late); signal.alarm(SECONDS)
+    signal.signal(signal.SIGALRM, _late); signal.alarm(seconds)
     how,what = 'fine',''
     try:
         with contextlib.redirect_stdout(heard), contextlib.redirect_stderr(heard): found = do()
@@ -38,7 +38,7 @@ def look(do, names, folder, command=False, right=lambda found: False):
     finally: signal.alarm(0)
     if how == 'refused' and (command and len(what.splitlines()) != 1 or 'Traceback' in what): how = 'more than a line'
     if how == 'refused' and not any(str(o) and str(o) in what for o in names): how = 'does not name it'
-    if how != 'fine' and (left := {k for k,v in _tree(folder).items() if before.get(k) != v}): how,what = 'leaves files',str(sorted(left))
+    if how != 'fine' and not writes and (left := {k for k,v in _tree(folder).items() if before.get(k) != v}): how,what = 'leaves files',str(sorted(left))
     return how,what[:300]
 
 # ------------------------------------------------------------------ configurations
@@ -99,6 +99,41 @@ def broken_setup(rng, d):
     finite = lambda o: all(map(finite, o)) if isinstance(o, list) else not isinstance(o, float) or math.isfinite(o)
     words = (repr(value), str(value), knob, knob.rpartition('_')[2], *(map(repr, value) if isinstance(value, list) else ()))
     return f'{name} {knob}={value!r}',do,words,dict(right=lambda o: finite(value))
+
+# Experiments that run through, as small as can be, with values that may be odd but do not take for ever
+TINY = dict(cycle=dict(cycles=1, epochs=1, tune_epochs=1, sae_epochs=1, width=16, sae_k=8), baseline=dict(epochs=1), sae=dict(epochs=1, sae_epochs=1, width=16), auxiliary=dict(epochs=1), study=dict(seeds=[0], cycles=1, epochs=1, tune_epochs=1, sae_epochs=1, width=16),
+            lm_sae=dict(model_name='gpt2:16x1', layer=0, vocab_size=300, pretrain_tokens=1000, training_tokens=2048, eval_tokens=600, buffer_tokens=1024, n_evals=1, n_checkpoints=0, context_size=16),
+            plan=dict(model='gpt2'), cost=dict(model='gpt2'), features={}, compare={}, health={})
+ODD = dict(int=(-1, 0, 1, 2, 3, 7), float=(-1., 0., 1e-30, .5, 1., 2., math.nan, math.inf, -math.inf), str=BAD['str'], bool=(True, False))
+
+def broken_experiment(rng, d):
+    "All cells of an experiment, with one odd value, or with a run or a coder to read that is none"
+    from sae_ception.launch import experiments,parameters,read_cells
+    name = rng.choice(list(TINY))
+    file = experiments()[name]
+    knobs = {k: p for k,p in parameters(file).items() if p.kind and k not in ('out', 'device', 'log_to', 'processes')}
+    if not TINY[name]: knobs = {k: knobs[k] for k in ('run', 'sae_path') if k in knobs} # whatever else, these would train first
+    knob = rng.choice(list(knobs))
+    one = lambda: rng.choice(ODD[knobs[knob].kind])
+    value = rng.choice(([], [one()], [one(), one()])) if knobs[knob].many else one()
+    if knob in ('run', 'sae_path', 'source'):
+        value = d/rng.choice(('nowhere', 'empty', 'file.txt', 'run', 'ü'*40, 'a'*300))
+        if value.name in ('empty', 'run'): value.mkdir()
+        if value.name == 'file.txt': value.write_text('nothing')
+        if value.name == 'run': (value/'config.json').write_text(rng.choice(('{}', '[1]', 'nan', '{"hash": 1, "config": {"task": 5}, "versions": {}}')))
+        value = str(value)
+    def do():
+        space = dict(__name__='__main__', display=lambda *a: None)
+        cells = [source for kind,source,tags in read_cells(file) if kind == 'code']
+        exec(cells[0], space)
+        space.update(TINY[name], **{knob: value}, out=str(d/'out'))
+        import matplotlib.pyplot as plt
+        try:
+            for o in cells[1:]: exec(o, space)
+        finally: plt.close('all')
+    finite = lambda o: all(map(finite, o)) if isinstance(o, list) else not isinstance(o, float) or math.isfinite(o)
+    words = (repr(value), str(value), knob, knob.rpartition('_')[2], knob.partition('_')[0], *(map(repr, value) if isinstance(value, list) else ()))
+    return f'{name} {knob}={str(value)[:60]!r}',do,words,dict(right=lambda o: finite(value), seconds=120, writes=True)
 
 # ------------------------------------------------------------------ the command line, presets and notebooks
 class Begun(Exception): "The launcher has nothing against it, and would begin"
@@ -178,6 +213,18 @@ def broken_preset(rng, d):
     names = ['broken.yaml', *(o.partition(':')[0].strip(' "?&!') for o in text.splitlines() if ':' in o), 'no parameter', 'parameter', 'epochs=', 'lr=', 'model=', 'attack=']
     return repr(raw[:80]),_command(['cycle', '--preset', file], d),[*names, 'out'],dict(command=True, right=right)
 
+VALUES = (None, True, -1, 0, 10**30, -5.5, math.nan, math.inf, '', 'x', 'ü'*200, '1e400', '🙂', [], [1], ['a', None], [[1]], {}, dict(a=1), 'a\nb', '\0', [math.nan], 2**63, '../..', 'none')
+
+def broken_value(rng, d):
+    "A preset that gives a parameter of any experiment a value of any type"
+    from sae_ception.launch import experiments,parameters
+    name = rng.choice(list(experiments()))
+    knobs = {k: p for k,p in parameters(experiments()[name]).items() if k != 'out'}
+    knob,value = rng.choice(list(knobs)),rng.choice(VALUES)
+    file = d/rng.choice(('broken.yaml', 'ü🙂 name.yaml', 'n'*200 + '.yaml'))
+    file.write_text(json.dumps({knob: value}) if rng.random() < .5 and value == value else yaml.safe_dump({knob: value}, allow_unicode=rng.random() < .5), encoding='utf-8')
+    return f'{name} {knob}={str(value)[:60]!r}',_command([name, '--preset', file], d),[knob, file.name],dict(command=True, right=lambda o: _usable(knobs[knob], value))
+
 def _notebook(**changes):
     cell = lambda text, tags=(), kind='code': dict(cell_type=kind, source=text, metadata=dict(tags=list(tags)) if tags else {}, **(dict(outputs=[], execution_count=None) if kind == 'code' else {}))
     return dict(cells=[cell('# Title\n\n> What it does', kind='markdown'), cell("steps: int = 4 # Steps\nout: str = '' # Directory", ['parameters']), cell('print(steps)')], metadata={}, nbformat=4, nbformat_minor=5) | changes
@@ -196,13 +243,16 @@ def broken_notebook(rng, d):
         star=lambda: (knobs('*a, b = 1, 2'), json.dumps(nb))[1], unclosed=lambda: (knobs('steps = (1,\n'), json.dumps(nb))[1], quote=lambda: (knobs("label = '''abc"), json.dumps(nb))[1], surrogate=lambda: (knobs('steps = "\udcff"'), json.dumps(nb))[1],
         nested=lambda: (knobs('steps = ' + '('*500 + '1' + ')'*500), json.dumps(nb))[1], huge_number=lambda: (knobs('steps = ' + '9'*6000), json.dumps(nb))[1], annotation=lambda: (knobs('steps: int[ = 4'), json.dumps(nb))[1], attribute=lambda: (knobs('a.b = 1\nc[0] = 2'), json.dumps(nb))[1],
         magic=lambda: (knobs('%matplotlib inline\nsteps = 4'), json.dumps(nb))[1], tabs=lambda: (knobs('if True:\n\tx = 1\n        y = 2'), json.dumps(nb))[1], big=lambda: json.dumps(dict(nb, cells=[dict(nb['cells'][2], source='x'*3_000_000)])),
+        nan=lambda: json.dumps(dict(nb, cells=[dict(nb['cells'][1], metadata=dict(tags=[math.nan]))])), tags_null=lambda: json.dumps(dict(nb, cells=[dict(nb['cells'][1], metadata=dict(tags=None))])), metadata_list=lambda: json.dumps(dict(nb, cells=[dict(nb['cells'][1], metadata=[])])),
+        source_null=lambda: json.dumps(dict(nb, cells=[dict(nb['cells'][1], source=None)])), source_mixed=lambda: json.dumps(dict(nb, cells=[dict(nb['cells'][1], source=['a = 1', 5])])), unicode=lambda: (knobs('ü = 1'), json.dumps(nb))[1], empty_cell=lambda: (knobs(''), json.dumps(nb))[1],
+        keyword=lambda: (knobs('class = 1'), json.dumps(nb))[1], inf=lambda: (knobs('steps = 1e999'), json.dumps(nb))[1], two=lambda: json.dumps(dict(nb, cells=[nb['cells'][1], nb['cells'][1], nb['cells'][2]])), null_bytes=lambda: b'\0'*100, dict_cells=lambda: json.dumps(dict(nb, cells={'a': 1})),
         bytes=lambda: bytes(rng.randrange(256) for _ in range(200)), bom=lambda: b'\xff\xfe' + json.dumps(nb).encode('utf-16'), folder=lambda: None)
     way = rng.choice(list(ways))
     raw = ways[way]()
     if raw is None: file.mkdir(exist_ok=True)
     else: file.write_bytes(raw if isinstance(raw, bytes) else raw.encode('utf-8', 'surrogatepass'))
     words = [file] + rng.choice(([], ['--help'], ['steps=3'], ['--sweep', 'steps=1,2', '--part', '0']))
-    return f'{way} {words[1:]}',_command(words, d),[file, 'mine.ipynb', 'steps', 'mine'],dict(command=True, right=lambda o: way in ('attribute', 'star', 'json'))
+    return f'{way} {words[1:]}',_command(words, d),[file, 'mine.ipynb', 'steps', 'mine'],dict(command=True, right=lambda o: way in ('attribute', 'star', 'json', 'two', 'unicode', 'empty_cell', 'inf'))
 
 # ------------------------------------------------------------------ files
 _made = {}
@@ -229,6 +279,10 @@ def made(kind, folder):
         write_json(stage.path/'who.json', dict(name='Ada', age=36)); stage.finish()
         write_json(out/'results.json', dict(title='Both', table=[dict(a=1.)], notes=['n']))
         (out/'mine.ipynb').write_text(json.dumps(_notebook(metadata=dict(papermill=dict(parameters=dict(steps=3)), sae_ception=dict(finished=True, code=0, why='')))))
+    if kind == 'lm':
+        from sae_ception.huggingface import load_lm,save_lm
+        tokenizer = tokenizer_of('docstrings', 300)
+        save_lm(out, load_lm('gpt2:16x1', tokenizer, 0)[0], tokenizer)
     if kind == 'store':
         from sae_ception.huggingface import load_lm
         from sae_ception.store import write_store
@@ -349,6 +403,61 @@ def broken_store(rng, d, folder):
     done,names = (break_json if file.suffix == '.json' else break_tensors)(rng, file)
     return f'{file.name}: {done}',lambda: (read(), rows()),[file.name, *names],dict(right=lambda o: _equal(o[0], whole) and 'norms' not in done or _equal(o[1], batch))
 
+def broken_lm(rng, d, folder):
+    "A folder with a language model and its tokenizer, as they come from a hub"
+    from sae_ception.huggingface import load_lm
+    it = _copy('lm', folder, d)
+    whole = load_lm(str(it))[0].state_dict()
+    file = it/rng.choice(['config.json', 'config.json', *sorted(o.name for o in it.iterdir() if o.name != 'config.json')])
+    gone = rng.random() < .15
+    if gone: file.unlink()
+    done,names = ('gone', []) if gone else (break_json if file.suffix == '.json' else break_tensors)(rng, file)
+    def right(found): # accepted: all that decides the function is there
+        state = found[0].state_dict()
+        return state.keys() == whole.keys() and all(v.shape == whole[k].shape for k,v in state.items()) and (file.suffix == '.json' or done in ('data',) or 'nan' in done or 'kind' in done)
+    return f'{file.name}: {done}',lambda: load_lm(str(it)),[file.name, it.name, *names],dict(right=right)
+
+TABLES = ('csv', 'jsonl', 'parquet', 'json', 'txt')
+
+def broken_data(rng, d):
+    "A data set in a file of one's own: a task to learn, or a text to read"
+    import pandas as pd
+    from sae_ception.data import load_task
+    from sae_ception.tokens import TokenStream
+    kind,n = rng.choice(TABLES),rng.choice((0, 1, 2, 3, 40, 40, 40))
+    frame = dict(text=[f'Sentence {i} about {"cats" if i % 2 else "dogs"}.' for i in range(n)], label=[i % 2 for i in range(n)])
+    way = rng.choice(('whole', 'one_class', 'nan_labels', 'no_label', 'no_text', 'float_labels', 'nested', 'nulls', 'same_names', 'long_names', 'unicode', 'many_classes', 'empty_texts', 'numbers', 'cut', 'bytes', 'empty', 'folder', 'absent', 'other_kind'))
+    if way == 'one_class': frame['label'] = [0]*n
+    if way == 'nan_labels': frame['label'] = [math.nan]*n
+    if way == 'float_labels': frame['label'] = [i*.37 for i in range(n)]
+    if way == 'no_label': del frame['label']
+    if way == 'no_text': del frame['text']
+    if way == 'nested': frame['text'] = [[o] for o in frame['text']]
+    if way == 'nulls': frame['text'] = [None]*n
+    if way == 'long_names': frame = {k + 'x'*5000: v for k,v in frame.items()}
+    if way == 'unicode': frame = {'ü🙂' + k: v for k,v in frame.items()}
+    if way == 'many_classes': frame['label'] = [f'class {i}' for i in range(n)]
+    if way == 'empty_texts': frame['text'] = ['']*n
+    if way == 'numbers': frame['text'] = [rng.choice((1., -1e308, math.inf)) for _ in range(n)]
+    table,file = pd.DataFrame(frame),d/f'mine.{kind}'
+    if kind == 'csv': table.to_csv(file, index=False)
+    if kind == 'parquet': table.to_parquet(file)
+    if kind in ('jsonl', 'json'): table.to_json(file, orient='records', lines=kind == 'jsonl')
+    if kind == 'txt': file.write_text('\n\n'.join(map(str, frame.get('text', []))))
+    raw = file.read_bytes()
+    if way == 'same_names' and kind == 'csv': file.write_text('text,text,label\na,b,0\nc,d,1\n')
+    if way == 'cut': file.write_bytes(raw[:rng.randrange(len(raw) + 1)])
+    if way == 'bytes': file.write_bytes(bytes(rng.randrange(256) for _ in range(300)))
+    if way == 'empty': file.write_bytes(b'')
+    if way == 'absent': file.unlink()
+    if way == 'folder': file.unlink(); file = d/'mine'; file.mkdir(); (file/'a.txt').write_text('x')
+    if way == 'other_kind': file.write_bytes(b'\x89PNG\r\n' + raw)
+    column = rng.choice(('', '', '', 'label', 'nowhere'))
+    if rng.random() < .5: return f'task, {kind}, {n} rows, {way}, column={column!r}',lambda: load_task(str(file), text_column=column or None).splits['train'],['mine', column or 'mine', 'text', 'label'],dict(right=lambda o: len(o) > 0)
+    from sae_ception.pretraining import tokenizer_of
+    tokenizer = tokenizer_of('docstrings', 300)
+    return f'text, {kind}, {n} rows, {way}, column={column!r}',lambda: TokenStream(str(file), tokenizer, 16, column=column).next(2),['mine', column or 'mine', 'text', 'document'],dict(right=lambda o: o.ids.shape[1] == 16)
+
 def broken_run(rng, d, folder):
     from sae_ception.run import Run
     it = _copy('run', folder, d)
@@ -370,8 +479,8 @@ def broken_checkpoint(rng, d, folder):
     before = file.read_bytes()
     return f'checkpoint: {done}',lambda: _made['work'](file),[file.name, *names],dict(right=lambda o: False if file.read_bytes() == before else _equal(o, _made['end']))
 
-KINDS = dict(configuration=(broken_config, 260), setup=(broken_setup, 100), command=(broken_command, 140), preset=(broken_preset, 100), notebook=(broken_notebook, 110), coder=(broken_coder, 110), model=(broken_model, 40), store=(broken_store, 40),
-             run=(broken_run, 60), checkpoint=(broken_checkpoint, 40))
+KINDS = dict(configuration=(broken_config, 200), setup=(broken_setup, 80), experiment=(broken_experiment, 60), command=(broken_command, 110), preset=(broken_preset, 80), value=(broken_value, 70), notebook=(broken_notebook, 90), data=(broken_data, 70), coder=(broken_coder, 80), model=(broken_model, 40),
+             lm=(broken_lm, 40), store=(broken_store, 30), run=(broken_run, 40), checkpoint=(broken_checkpoint, 40))
 
 def fuzz(folder, n=1000, seed=0, kinds=tuple(KINDS)):
     "The cases, each with how it went"

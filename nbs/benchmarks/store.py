@@ -15,12 +15,12 @@ import torch
 from sae_ception.core import config_hash,generator,plain,write_json,write_tensors
 from sae_ception.gather import Gather
 from sae_ception.run import checksum
-from sae_ception.store import Store
+from sae_ception.store import Store,_piece
 
 
 def make(path, widths, rows, shards, seed=0):
     "A store of random numbers: one row in a hundred is a BOS token"
-    settings = dict(model=dict(name='random'), sites=widths, seed=seed, rows=rows, shards=shards)
+    settings = dict(model=dict(name='random'), sites=widths, seed=seed, rows=rows, shards=shards, checksum=dict(algorithm='xxh3_128', piece=_piece))
     written,g = [],generator(seed)
     for i in range(shards):
         name,files = f'train-{i:05d}',{}
@@ -28,7 +28,7 @@ def make(path, widths, rows, shards, seed=0):
                      context=torch.arange(rows).int()//100, slot=torch.arange(rows).int() % 100, **{f'norm:{k}': torch.ones(rows) for k in widths})
         for part,tensors in {'rows': facts, **{k: dict(h=torch.randn(2048, d, generator=g).bfloat16().repeat(-(-rows//2048), 1)[:rows]) for k,d in widths.items()}}.items():
             write_tensors(file := path/name/f'{part}.safetensors', tensors, of=dict(store=config_hash(settings), shard=name, part=part))
-            files[part] = dict(name=f'{name}/{part}.safetensors', bytes=file.stat().st_size, sha256=checksum(file))
+            files[part] = dict(name=f'{name}/{part}.safetensors', bytes=(n := file.stat().st_size), checksums=[checksum(file, o, _piece) for o in range(0, n, _piece)])
         written.append(dict(files=files, total=rows, counts=dict(rows=rows)))
     meta = plain(dict(settings=settings, id=config_hash(settings), special=[], norms={k: dict(median_norm=1., mean_square=1.) for k in widths}, text={}, shards=dict(train=written, held_out=[]), versions={}))
     write_json(path/'meta.json', dict(meta, hash=config_hash(meta)))

@@ -18,6 +18,7 @@ from ..core import generator
 from .dashboard import follow
 from .plots import LightFigure,palette,style
 from ..metrics.geometry import chance_cosine,overlap
+from ..metrics.monosemanticity import entries
 from ..metrics.stability import twin_directions
 
 # %% ../../nbs/interpret/07_changes.ipynb #57bd404b
@@ -46,7 +47,7 @@ def follow_firing(a:torch.Tensor, # Codes of a set [N, F], sparse or dense
 # %% ../../nbs/interpret/07_changes.ipynb #bf7053b1
 FATES = 'kept','merged','vanished','split off','appeared'
 
-def _fired(z): return torch.bincount(z.coalesce().indices()[1], minlength=z.shape[1]) > 0 if z.is_sparse else (z != 0).any(0)
+def _fired(z): return torch.bincount(entries(z)[1], minlength=z.shape[1]).cpu() > 0
 
 def links(a:tuple, # Directions [F, d] and codes [N, F]
           b:tuple, # Those of the next set, on the same rows
@@ -56,7 +57,7 @@ def links(a:tuple, # Directions [F, d] and codes [N, F]
     "Which live feature is which"
     if by not in ('direction', 'firing'): raise ValueError(f'by={by!r}: choose direction or firing')
     if by == 'firing': return follow_firing(a[1], b[1], .3 if alike is None else alike)
-    live = [D.detach().float().cpu()*_fired(z).cpu()[:, None] for D,z in (a, b)]
+    live = [D.detach().float().cpu()*_fired(z)[:, None] for D,z in (a, b)]
     if alike is None: alike = max(.5, chance_cosine(max(1, max(int(_fired(z).sum()) for _,z in (a, b))), live[1].shape[1], .95))
     return follow(*live, alike)
 

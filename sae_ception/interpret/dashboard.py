@@ -19,7 +19,7 @@ from fastcore.all import patch
 
 from ..core import atomic
 from .pieces import KINDS,bin_edges
-from .relatives import cofiring,levels_of,parents,similar_features
+from .relatives import covering_parents,levels_of,partners,similar_features
 from .samples import Samples,token_texts
 
 # %% ../../nbs/interpret/03_dashboard.ipynb #dc039119
@@ -63,7 +63,7 @@ def view_features(samples:Samples, # From `Sampler.finish` or `load_samples`
     if odd := [o for o in wanted if not (isinstance(o, (int, np.integer)) and 0 <= o < F)]: raise ValueError(f'a label for feature {odd[0]!r}: there are 0..{F-1}')
     pictures,grid = (None,None) if images is None else _pictures(images, samples, grid)
     if places is not None and np.shape(places) != (F, 2): raise ValueError(f'places has shape {np.shape(places)} for {F} features: give two coordinates each')
-    return Features(name, samples, D, tuple(ends), similar_features(D, n), cofiring(samples, n), parents(samples, ends), effects, _named(effects, outputs), [str(wanted.get(f) or '') for f in range(F)], pictures, grid, places)
+    return Features(name, samples, D, tuple(ends), similar_features(D, n), partners(samples, n), covering_parents(samples, ends), effects, _named(effects, outputs), [str(wanted.get(f) or '') for f in range(F)], pictures, grid, places)
 
 # %% ../../nbs/interpret/03_dashboard.ipynb #a045f5f3
 def _effects(D, W, n):
@@ -81,6 +81,7 @@ def _named(effects, outputs):
     if outputs is not None and max(ids) >= len(outputs): raise ValueError(f'{len(outputs)} names for at least {max(ids)+1} outputs: give one each')
     return {i: str(i) if outputs is None else str(outputs[i]) for i in ids}
 
+# %% ../../nbs/interpret/03_dashboard.ipynb #7827e797
 def _pictures(images, samples, grid):
     "Pictures as uint8 [N, H, W, C], and patches down and across"
     x = torch.as_tensor(images)
@@ -237,6 +238,7 @@ def _chosen(v, each):
             kept[f, k] = list(at)[:each[kind]]
     return kept
 
+# %% ../../nbs/interpret/03_dashboard.ipynb #1c29aad5
 def _chunk(v, features, kept, number, wide):
     "A piece of features as bytes"
     c,s = v.samples.contexts,v.samples

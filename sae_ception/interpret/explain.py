@@ -394,6 +394,15 @@ def _windows(b, size):
                 start = None
             if inside and start is None: start = k
 
+# %% ../../nbs/interpret/05_explain.ipynb #6935346b
+def _even_and_silent(top, n, *seed):
+    "Numbers of at most n windows that fire, strongest first, and of n others"
+    on = top.argsort(descending=True, stable=True)[:int((top > 0).sum())]
+    off = (top <= 0).nonzero().flatten()
+    even = torch.linspace(0, max(len(on) - 1, 0), min(n, len(on))).long()
+    return torch.cat([on[even], off[torch.randperm(len(off), generator=generator(*seed))[:n]]]).tolist()
+
+# %% ../../nbs/interpret/05_explain.ipynb #da375677
 @torch.no_grad()
 def read_contexts(model, # A causal language model of `transformers`
                   sae, # An SAE or a transcoder that reads the site
@@ -419,10 +428,8 @@ def read_contexts(model, # A causal language model of `transformers`
     words = {i: tokenizer.decode([i]) for i in torch.cat([o[0] for o in rows]).unique().tolist()}
     tops,found = torch.stack([o[1].amax(0) for o in rows]),[]
     for j,f in enumerate(features):
-        on = tops[:, j].argsort(descending=True, stable=True)[:int((tops[:, j] > 0).sum())]
-        off = (tops[:, j] <= 0).nonzero().flatten()
-        chosen = torch.cat([on[torch.linspace(0, max(len(on) - 1, 0), min(n, len(on))).long()], off[torch.randperm(len(off), generator=generator(seed, 'silent', f))[:n]]])
-        found += [dict(feature=f, tokens=[words[k] for k in rows[i][0].tolist()], activations=rows[i][1][:, j].tolist(), start=rows[i][2]) for i in chosen.tolist()]
+        chosen = _even_and_silent(tops[:, j], n, seed, 'silent', f)
+        found += [dict(feature=f, tokens=[words[k] for k in rows[i][0].tolist()], activations=rows[i][1][:, j].tolist(), start=rows[i][2]) for i in chosen]
     return pd.DataFrame(found)
 
 # %% ../../nbs/interpret/05_explain.ipynb #d6e5c103

@@ -23,7 +23,7 @@ CRITERIA = dict(
 # %% ../../nbs/interpret/08_highlights.ipynb #8f2b2b68
 def highlights(table:pd.DataFrame, # One row a feature, with the columns that criteria need
                n:int=10, # How many to choose
-               relatives:tuple=None, # Partners of each feature [F, m] and Jaccard indices, as from `cofiring`
+               relatives:tuple=None, # Partners of each feature [F, m] and Jaccard indices, as from `partners`
                alike:float=.5, # Jaccard index from which two features are the same for a viewer
                criteria:dict=CRITERIA # Name -> columns, score, sentence
               )->pd.DataFrame: # One row a chosen feature: criterion, score, why

@@ -47,6 +47,7 @@ def _without(sae, clean, pair, place, feature, value):
     change[pair, place % P] = -_units(sae, value[:, None]*sae.W_dec[feature], x)
     return change
 
+# %% ../../nbs/interpret/06_importance.ipynb #51c33987
 @torch.no_grad()
 def contributions(model, # A classifier or a language model
                   sae, # An SAE of the site, or a transcoder from there to `target`
@@ -145,6 +146,7 @@ def importance(model, # A classifier or a language model
     if not N: raise ValueError('no batches: there is nothing to measure on')
     return _ranked(sums, n, N, kwargs.get('features'))
 
+# %% ../../nbs/interpret/06_importance.ipynb #4c37a48f
 def _ranked(sums, n, N, features):
     "The table of `importance`"
     total,size,squares,cross,samples,code,places = sums.T

@@ -248,6 +248,7 @@ def _scores(logits, labels, clean):
     found = torch.stack([loss, best == labels, (p.exp()*(p - q)).sum(-1), best != before], -1).double()
     return found.where(real[..., None], 0).sum(1).cpu()
 
+# %% ../../nbs/interpret/04_interventions.ipynb #0bf5f29f
 def _request(name, change):
     "The arguments of one edit"
     if odd := set(change) - {'ablate', 'keep', 'clamp', 'steer', 'error'}:
@@ -322,6 +323,7 @@ def _text_batch(tokenizer, text, device):
     ids,position = torch.tensor([first + ids], device=device),torch.tensor([[BOS]*len(first) + [*range(len(ids))]], device=device)
     return TokenBatch(ids, torch.zeros_like(ids), position)
 
+# %% ../../nbs/interpret/04_interventions.ipynb #398a927a
 @torch.no_grad()
 def token_effects(model, # A causal language model of `transformers`
                   tokenizer, # Its tokenizer

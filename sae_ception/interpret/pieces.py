@@ -100,6 +100,7 @@ def _in_order(feature, at, n):
     feature = key//n
     return feature.long(),(key - feature*n).long(),order
 
+# %% ../../nbs/interpret/00_pieces.ipynb #9a5eef85
 class Piece:
     "Some rows and their firings, in the order of (feature, token)"
     def __init__(self, parts, config):

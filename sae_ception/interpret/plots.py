@@ -241,7 +241,7 @@ def plot_forest(effects:pd.DataFrame, # Columns arm, metric, difference, low, hi
         for y,arm in enumerate(arms): _effect(ax, y, rows.get(arm))
         ax.set(yticks=range(len(arms)), yticklabels=[str(o) for o in arms] if i % 3 == 0 else [], ylim=(len(arms)-.5, -.5))
         ax.set_title(label, loc='left')
-        ax.xaxis.set_major_locator(MaxNLocator(nbins=4))
+        ax.xaxis.set_major_locator(MaxNLocator(nbins=3))
     fig.suptitle(f'Difference from {versus}')
     _below(fig, [Line2D([], [], **o) for o in _clear.values()])
     return fig
@@ -285,6 +285,8 @@ def _history(history, panels):
     if named: _below(fig, [Line2D([], [], label=o, ls=_lines[i], **_look(i)) for i,o in named])
     return fig,axs
 
+def _from_zero(ax): ax.set_ylim(0, 1.05*max(0, ax.dataLim.y1) or 1)
+
 # %% ../../nbs/interpret/01_plots.ipynb #31ddbe46
 @plt.rc_context(style)
 def plot_sae_training(history # One dict an epoch: epoch, train_fvu, val_fvu, l0, dead_share
@@ -292,7 +294,7 @@ def plot_sae_training(history # One dict an epoch: epoch, train_fvu, val_fvu, l0
     "An SAE's training: what it fails to reconstruct, how sparse it is, how much of it is dead"
     fig,axs = _history(history, {'FVU (share of variance)': dict(train_fvu='training', val_fvu='validation'), 'L0 (features per row)': dict(l0=''),
                                  'dead features': dict(dead_share='')})
-    for ax in axs: ax.set_ylim(bottom=0)
+    for ax in axs: _from_zero(ax)
     axs[2].yaxis.set_major_formatter(PercentFormatter(1.))
     return fig
 
@@ -303,7 +305,7 @@ def plot_training(history # One dict an epoch: epoch, task_loss, aux_loss, val_a
     "A model's fine-tuning: the task's loss, the auxiliary loss, and accuracy"
     panels = {'task loss (nats)': dict(task_loss=''), 'auxiliary loss': dict(aux_loss=''), 'validation accuracy': dict(val_accuracy='')}
     fig,axs = _history(history, panels)
-    for ax in axs[:2]: ax.set_ylim(bottom=0)
+    for ax in axs[:2]: _from_zero(ax)
     axs[2].yaxis.set_major_formatter(PercentFormatter(1., decimals=1))
     return fig
 

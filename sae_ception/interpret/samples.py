@@ -231,6 +231,7 @@ def _settle(self:Sampler, kind):
         floor[table['segment'][last]] = table['score'][last] # what a firing needs to get among the first
         self.floors[name] = floor
 
+# %% ../../nbs/interpret/00_samples.ipynb #ae921a79
 def _picked(taken, best):
     "Windows of the best, without joining all windows first"
     found,first = {k: taken[0][k].new_empty(len(best), taken[0][k].shape[1]) for k in ('ids', 'acts')},0

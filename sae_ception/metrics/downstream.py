@@ -249,6 +249,8 @@ def intervention_sweep(model, # A causal language model of `transformers`
     t.loc[t.replacement == 'nothing', 'l0'] = np.nan
     loss,clean = t.ce/t.tokens,_of(found, 'nothing')
     fvu = t.error/t.error[t.replacement == 'mean'].item()
-    one = lambda o, against: share_recovered(_of(found, against).ce, _of(found, o.replacement, None if np.isnan(o.k) else o.k).ce, clean.ce, clean.tokens)['recovered']
+    of = lambda replacement, k=None: _of(found, replacement, k).ce.to_numpy()
+    known = {o: not share_recovered(of(o), clean.ce, clean.ce, clean.tokens)['refused'] for o in ('zero', 'mean')} # once each: intervals cost more than a forward of a small model
+    one = lambda o, against: ratio(np.stack([of(against) - of(o.replacement, None if np.isnan(o.k) else o.k), of(against) - clean.ce], 1)) if known[against] else np.nan
     return t[['replacement', 'k']].assign(l0=t.l0/t.rows, fvu=fvu, loss=loss, perplexity=np.exp(loss), rise=np.expm1(loss - loss[0]), kl=t.kl/t.tokens,
                                           **{f'recovered_{o}': [one(row, o) for row in t.itertuples()] for o in ('zero', 'mean')})

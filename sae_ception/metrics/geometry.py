@@ -17,6 +17,7 @@ from scipy.sparse import csr_matrix,triu
 from scipy.special import betainc,betaincinv
 
 from ..core import generator
+from .monosemanticity import entries
 
 # %% ../../nbs/metrics/07_geometry.ipynb #223dbda1
 def neighbours(decoder:torch.Tensor, # Directions [F, d], of any length
@@ -98,12 +99,9 @@ def pairs_above(decoder:torch.Tensor, # Directions [F, d]
 # %% ../../nbs/metrics/07_geometry.ipynb #3493f091
 Cofiring = namedtuple('Cofiring', 'n fired i j both') # rows; rows in which each feature fires [F]; pairs i < j that fire together [P], and in how many rows
 
-def _csr(z, dtype=np.int64): # Where codes are not zero
-    z = (z if z.is_sparse else z.detach().to_sparse()).coalesce()
-    v = z.values()
-    if not v.isfinite().all(): raise ValueError('codes hold numbers that are not finite: find out why before measuring')
-    row,col = z.indices()[:, v != 0].cpu().numpy()
-    return csr_matrix((np.ones(len(row), dtype), (row, col)), shape=z.shape)
+def _on(z): # Where codes are not zero
+    row,col = (o.cpu().numpy() for o in entries(z)[:2])
+    return csr_matrix((np.ones(len(row), np.int64), (row, col)), shape=z.shape)
 
 def _pieces(codes): return [codes] if isinstance(codes, torch.Tensor) else codes
 
@@ -115,7 +113,7 @@ def cofiring(codes, # Codes [N, F], sparse or dense, or pieces of them one by on
     "How often features fire, and fire together"
     n,fired,pairs = 0,0,0
     for z in _pieces(codes):
-        on = _csr(z)
+        on = _on(z)
         n,fired = n + on.shape[0],fired + np.asarray(on.sum(0)).ravel()
         if among is not None: on = on.multiply(np.isin(np.arange(on.shape[1]), among.cpu().numpy())).tocsr()
         pairs = pairs + triu(on.T @ on, 1, 'csr')
@@ -131,7 +129,7 @@ def overlap(a:torch.Tensor, # Codes of one coder [N, F]
            )->tuple: # Rows in which both fire, a scipy matrix [F, F']; rows in which each fires [F], [F']
     "How often features of two coders fire together"
     if len(a) != len(b): raise ValueError(f'codes have {len(a)} and {len(b)} rows: they must belong to the same rows')
-    a,b = _csr(a),_csr(b)
+    a,b = _on(a),_on(b)
     if order is not None: b = b[order.numpy()]
     return a.T @ b,*(torch.from_numpy(np.asarray(o.sum(0)).ravel()) for o in (a, b))
 
@@ -192,17 +190,10 @@ def reference_splitting(codes:torch.Tensor, # [N, F], sparse or dense
     return (c.both > threshold*c.n).sum().item()/(f*(f - 1)/2)
 
 # %% ../../nbs/metrics/07_geometry.ipynb #a1a7bb1e
-def _values(codes): # Rows, number of features; feature and size of every positive value
-    parts = []
-    for z in _pieces(codes):
-        z = (z if z.is_sparse else z.detach().to_sparse()).coalesce()
-        on = z.values() > 0
-        parts.append((*z.shape, z.indices()[1][on].cpu(), z.values()[on].double().cpu()))
-    n,f,col,v = zip(*parts)
-    return sum(n),f[0],torch.cat(col),torch.cat(v)
-
 def _histograms(codes, bins=50): # Rows, firings [F], and the published entropy of each feature's values
-    n,f,col,v = _values(codes)
+    n,f,col,v = zip(*((*z.shape, *(o.cpu() for o in entries(z)[1:])) for z in _pieces(codes)))
+    n,f,col,v = sum(n),f[0],torch.cat(col),torch.cat(v).double()
+    col,v = col[v > 0],v[v > 0]
     low,high = torch.full((f,), torch.inf).double().scatter_reduce(0, col, v, 'amin'),torch.zeros(f).double().scatter_reduce(0, col, v, 'amax')
     flat = high <= low
     low,width = torch.where(flat, low - .5, low),torch.where(flat, 1., high - low)/bins
@@ -279,8 +270,7 @@ def reference_hierarchy(decoder:torch.Tensor, # Directions [F, d]
     return [dict(size=len(o), within=w, between=b, separation=b/(w + 1e-8) if b is not None else None) for o,w,b in zip(levels, within, [*between, None])]
 
 # %% ../../nbs/metrics/07_geometry.ipynb #05657e14
-def _rests(y, z, decoder, ends): # Summed squared error of each prefix, of targets without the bias
-    (row,col),v = z.indices(),z.values()
+def _rests(y, row, col, v, decoder, ends): # Summed squared error of each prefix, of targets without the bias
     for a,b in zip((0, *ends), ends):
         part = (col >= a) & (col < b)
         level = torch.sparse_coo_tensor(torch.stack([row[part], col[part] - a]), v[part].to(y.dtype), (len(y), b - a), check_invariants=False)
@@ -296,10 +286,10 @@ def level_curves(pieces, # Yields targets [n, d] and codes [n, F], sparse or den
     "Fidelity, sparsity and use of each prefix"
     n,fired,sums,errors = 0,0,0.,0.
     for y,z in pieces:
-        z,y = (z if z.is_sparse else z.detach().to_sparse()).coalesce(),y.detach()
-        n,fired = n + len(y),fired + torch.bincount(z.indices()[1][z.values() != 0], minlength=z.shape[1])
+        on,y = entries(z),y.detach()
+        n,fired = n + len(y),fired + torch.bincount(on[1], minlength=z.shape[1])
         sums = sums + torch.stack([y.double().sum(0), y.double().square().sum(0)])
-        errors = errors + torch.stack([*_rests(y - bias, z, decoder.detach(), ends)])
+        errors = errors + torch.stack([*_rests(y - bias, *on, decoder.detach(), ends)])
     if not n: raise ValueError('there are no rows to measure on: give at least one piece')
     total = (sums[1] - sums[0].square()/n).sum()
     share = lambda a, b: (fired[a:b] == 0).double().mean().item()

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 
 from .geometry import chance_cosine
+from .monosemanticity import entries
 
 # %% ../../nbs/metrics/12_groundtruth.ipynb #8cf8de47
 def nearest_truth(decoder:torch.Tensor, # Directions of the features [F, d]
@@ -43,19 +44,13 @@ def uniqueness(match:torch.Tensor # True feature of each feature [F], from `near
     return len(match.unique())/len(match)
 
 # %% ../../nbs/metrics/12_groundtruth.ipynb #6526e57c
-def _entries(z, what): # Rows, features and values of what is not zero
-    z = (z if z.is_sparse else z.detach().to_sparse()).coalesce()
-    if not z.values().isfinite().all(): raise ValueError(f'{what} hold numbers that are not finite: find out why before measuring')
-    on = z.values() != 0
-    return (*z.indices()[:, on],z.values()[on])
-
 def firing_counts(z:torch.Tensor, # Codes [N, F], sparse or dense
                   a:torch.Tensor, # Strengths of the true features [N, T], sparse or dense
                   match:torch.Tensor # True feature of each feature [F]; -1: none
                  )->dict: # hits, fired and true, each [F]; the summed strengths of hits, told and true
     "How often features fire, their true features fire, and both do"
     if len(z) != len(a): raise ValueError(f'codes have {len(z)} rows and true features {len(a)}: they must belong to the same rows')
-    (row,f,value),(truth_row,t,strength),T = _entries(z, 'codes'),_entries(a, 'true features'),a.shape[1]
+    (row,f,value),(truth_row,t,strength),T = entries(z),entries(a, 'truth'),a.shape[1]
     f,value,row = (o[match[f] >= 0] for o in (f, value, row))
     known,asked = truth_row*T + t,row*T + match[f]
     at = torch.searchsorted(known, asked).clamp(max=max(0, len(known) - 1))
@@ -115,7 +110,7 @@ def ground_truth(decoder:torch.Tensor, # Directions of the features [F, d], in u
     matches,counts,sums,seen = [nearest_truth(decoder, truth), paired],[{}, {}],{},0
     for x,x_hat,z,a in pieces:
         sums,counts = _spread(sums, len(x), (x.detach(), x_hat.detach())),_both(counts, z, a, matches)
-        seen += len(_entries(a, 'true features')[0])
+        seen += len(entries(a)[0])
     if not sums: raise ValueError('there are no rows to measure on: give at least one piece')
     near,pairs,some = detection(counts[0]),{k: v[paired >= 0] for k,v in detection(counts[1]).items()},len(feature)
     total,(told,strength) = sums['xx'] - sums['x'].square().sum()/sums['n'],(counts[1][k].sum().item() for k in ('told', 'strength'))

@@ -141,6 +141,7 @@ def result(kind:str, # A key of `EVALS`
                       eval_result_metrics=metrics, eval_result_details=details, sae_bench_commit_hash=f'sae_ception {__version__}', sae_lens_id=name, sae_lens_release_id=release,
                       sae_lens_version=f'sae_ception {__version__}', sae_cfg_dict=facts, eval_result_unstructured=more))
 
+# %% ../../nbs/metrics/11_saebench.ipynb #4cf2eab2
 def write_result(folder, # Where to
                  found:dict # From `result`
                 )->Path: # `<folder>/<evaluation>/<release>_<name>_eval_results.json`

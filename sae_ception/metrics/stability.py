@@ -17,6 +17,7 @@ from scipy.optimize import linear_sum_assignment
 from ..core import generator
 from .geometry import overlap
 from .groundtruth import one_to_one
+from .monosemanticity import entries
 
 # %% ../../nbs/metrics/13_stability.ipynb #0d0b2dc8
 def twin_directions(decoder:torch.Tensor, # Directions [F, d], of any length
@@ -74,7 +75,7 @@ stability_docs = dict(
     firing_score=('(firing - chance)/(1 - chance)', 'up to 1', 'higher', 'ours'))
 
 def _agreement(a, b, za, zb, seed): # Of two coders
-    alive = [(torch.bincount(z.coalesce().indices()[1], minlength=len(D)) > 0) if z.is_sparse else (z != 0).any(0) for D,z in ((a, za), (b, zb))]
+    alive = [torch.bincount(entries(z)[1], minlength=len(D)).cpu() > 0 for D,z in ((a, za), (b, zb))]
     if not min(o.sum() for o in alive): return dict.fromkeys(stability_docs, np.nan)
     a,b = a[alive[0]],b[alive[1]]
     found,chance = same_directions(a, b),same_directions(twin_directions(a, 2*seed), twin_directions(b, 2*seed + 1)).mean().item()

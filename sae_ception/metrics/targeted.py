@@ -83,6 +83,7 @@ def _prepared(train, test, W_dec):
     (a,D),(b,_) = (folded_rows(o[1], W_dec) for o in (train, test))
     return matrix(train[0], 'h'),a.toarray(),matrix(test[0], 'h'),b.toarray(),D
 
+# %% ../../nbs/metrics/06_targeted.ipynb #c4092262
 def tpp(train, # Training rows: means of activations [M, d], of codes [M, F], labels [M]
         test, # Other rows: the same
         W_dec, # Decoder directions [F, d]

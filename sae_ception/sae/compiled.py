@@ -195,6 +195,7 @@ def keep_rows(lo, hi, k, least, ties, start, cols, values, stop):
         n,ties = keep(c, v, n, least, ties)
         stop[t] = a + n
 
+# %% ../../nbs/sae/00_compiled.ipynb #32dc7883
 @_compile
 def count_rows(lo, hi, pre, shift, bias, counts):
     "How many entries of each row are positive"

@@ -305,6 +305,7 @@ def _adam(self:Group):
     torch.autograd.graph.increment_version([*self.sae.parameters()]) # fused Adam does not, and kernels keep a copy of what has not changed
     self.sae.constrain()
 
+# %% ../../nbs/sae/02_engine.ipynb #d781b04d
 @patch
 @torch.no_grad()
 def update(self:Group, x, y): # The last batch
@@ -318,6 +319,7 @@ def update(self:Group, x, y): # The last batch
     if self.any_dead and c.retie and self.step % 16 == 0 and self.reties: retie(self.sae, self.silent > c.dead_after, c.retie)
     if c.resample_every and self.step % c.resample_every == 0 and self.step <= (1 - c.decay)*self.steps: self._resample(*(self.pool or (x, y)))
 
+# %% ../../nbs/sae/02_engine.ipynb #d39ba851
 @patch
 def _resample(self:Group, x, y):
     sae,opt,dead = self.sae,self.opt,self.silent > self.config.dead_after
@@ -395,6 +397,7 @@ def evaluate(self:Group,
     for m,history in enumerate(self.history): history.append({**facts, **({'k': k} if k else {}), **{n: self.of(m, o).tolist() for n,o in row.items()}})
     self.sums.zero_()
 
+# %% ../../nbs/sae/02_engine.ipynb #4342ac2f
 @patch
 def of(self:Group,
        m:int, # Number of a member

@@ -32,7 +32,8 @@ def train_saes(train:torch.Tensor, # Activations [M, N, d]
                config:SAETrainConfig=SAETrainConfig(), # How it is trained
                seeds:list=None, # One per member; 0, 1, 2... if not given
                checkpoint=None, # A file to resume from and save to
-               device='cpu' # Where to train
+               device='cpu', # Where to train
+               note=None # Called with the number of an SAE and each row of its history as it comes, those that a checkpoint knows first
               )->tuple: # M SAEs on the CPU, and for each a list with one dict an epoch
     "Train M SAEs together, each on its own activations"
     (M,N,d),device = train.shape,pick_device(str(device))
@@ -45,7 +46,7 @@ def train_saes(train:torch.Tensor, # Activations [M, N, d]
     alone,mine = M == 1 and goes_sparse(sae, config, B, device),range(M)[share(M)]
     train,validation = (o[0 if alone else share(M)].detach().to(device, torch.float32) for o in (train, validation))
     group = Group(SAE(d, sae, None if alone else len(mine)).to(device), config, [seeds[m] for m in mine], total//config.accumulate) if mine else None
-    _fit(group, train, validation, B, total, Checkpoint(checkpoint), mine, whose)
+    _fit(group, train, validation, B, total, Checkpoint(checkpoint), mine, whose, note)
     found = dict(zip(mine, zip(_best(group, validation), group.history))) if group else {}
     return tuple(map(list, zip(*_handed_round(found, [SAE(d, sae) for _ in seeds]))))
 
@@ -103,7 +104,12 @@ def _state_of(group, mine, whose):
     return {f'{m}/{n}': v for m,(ts,_) in parts.items() for n,v in ts.items()},dict(whose=whose, members=members)
 
 # %% ../../nbs/sae/02_training.ipynb #186f6c11
-def _fit(group, train, validation, B, total, checkpoint, mine, whose):
+def _tell(note, group, mine, since):
+    new = {m: h[since:] for m,h in zip(mine, group.history)} if group else {}
+    for m,rows in sorted((int(m), rows) for o in everyone(new) for m,rows in o.items()):
+        for row in rows: note(m, row)
+
+def _fit(group, train, validation, B, total, checkpoint, mine, whose, note):
     N,per_epoch,done = train.shape[-2],-(-train.shape[-2]//B),_resume(group, checkpoint.load(), mine, whose)
     if group:
         if not done: group.begin(train)
@@ -112,6 +118,7 @@ def _fit(group, train, validation, B, total, checkpoint, mine, whose):
     pick = (lambda o, rows: o[rows[0]]) if train.dim() == 2 else (lambda o, rows: o[at, rows])
     order = lambda epoch: torch.stack([torch.randperm(N, generator=generator(o, 'sae rows', epoch)) for o in group.seeds]).to(train.device)
     epoch,rows = -1,None
+    if note: _tell(note, group, mine, 0)
     with interruptible() as stop:
         for batch in progress(range(done, total), 'training SAEs', total - done):
             if group:
@@ -120,7 +127,9 @@ def _fit(group, train, validation, B, total, checkpoint, mine, whose):
                 a = pick(x, now)
                 group.feed(a, a if y is x else pick(y, now))
             last = batch == total - 1
-            if last or batch % per_epoch == per_epoch - 1: _all_or_none(lambda: group and group.evaluate(validation, None, validation, best=True, epoch=batch//per_epoch))
+            if last or batch % per_epoch == per_epoch - 1:
+                _all_or_none(lambda: group and group.evaluate(validation, None, validation, best=True, epoch=batch//per_epoch))
+                if note: _tell(note, group, mine, -1)
             checkpoint(lambda: _state_of(group, mine, whose), stop, last)
 
 # %% ../../nbs/sae/02_training.ipynb #804df659
@@ -295,6 +304,7 @@ def tell(self:_Run, logs, tracking, measure):
     logs(found)
     for name,row in found: tracking.log(name, row)
 
+# %% ../../nbs/sae/02_training.ipynb #45704961
 @patch
 def evaluate(self:_Run, measure=None):
     "Held-out numbers of every coder, in its history"
@@ -358,6 +368,7 @@ def state(self:_Run):
     tensors = {f'{i}/{n}': v for i,(ts,_) in parts.items() for n,v in ts.items()}
     return {**tensors, **{f'rows/{n}': v for n,v in stream.items()}},dict(whose=self.whose, done=self.done, position=position, coders=facts)
 
+# %% ../../nbs/sae/02_training.ipynb #12eaa45f
 @patch
 def saved(self:_Run, saver):
     "What the last save kept, as far as this process needs it"
