@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['published', 'JOBS', 'GiB', 'model_config', 'quiet', 'reads_pictures', 'meta_model', 'Books', 'Kernels', 'recompute',
            'traced_step', 'meta_inputs', 'task_loss', 'text_loss', 'shorter', 'PlanConfig', 'facts_of', 'coder_of',
-           'sae_memory']
+           'sae_memory', 'memory_here', 'estimate', 'needed', 'room', 'changes', 'host_memory', 'changed',
+           'plot_memory', 'preset']
 
 # %% ../nbs/cycle/04_plan.ipynb #5171d0d8
 import copy,difflib,logging,os,weakref
@@ -423,3 +424,133 @@ def _tuned(q, f, copies):
 
 def _cycle(q, f):
     kept = lambda n: {} if _gpu(q) else {'model: arms, whole': n*f['weights']} # beside a GPU, the memory of the machine has them
+    return {'fine-tuning': _tuned(q, f, True) | kept(2), 'SAE': kept(2) | {'activations': 2*4*q.rows*f['d']} | _sae_parts(q, f['d'])}
+def _pretrain(q, f): return {'training': _tuned(q, f, False) | {'SAE: weights': sae_memory(f['d'], coder_of(q, f['d']), 1)['weights']}}
+
+# %% ../nbs/cycle/04_plan.ipynb #6b2f2132
+def memory_here()->int: # Bytes
+    "What is free on the GPU, or the memory of this machine where there is none"
+    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')
+
+def _check_settings(q):
+    tuned = 'cycle','pretrain'
+    for o,jobs in dict(store=('lm_sae',), part=('cycle',), optimizer=('cycle',), dtype=('lm_sae', 'cycle'), accumulation=tuned, precision=tuned, checkpointing=tuned, offload=tuned).items():
+        check(q.job in jobs or getattr(q, o) == getattr(PlanConfig, o), q, o, f'job={q.job} has no such setting, only {" and ".join(jobs)}: leave it out')
+    check(not q.offload or _gpu(q), q, 'offload', 'there is no GPU, so the weights are in the memory of the machine already; leave it off, or tell what a device has with device_memory=')
+
+def estimate(q:PlanConfig # The question
+            )->pd.DataFrame: # stage, part, bytes
+    "What each stage needs on each device, part by part"
+    _check_settings(q)
+    with quiet():
+        f = facts_of(q)
+        stages = dict(lm_sae=_lm_sae, cycle=_cycle, pretrain=_pretrain)[q.job](q, f)
+    driver = {'driver and libraries': GiB} if _gpu(q) else {'Python and libraries': int(.6*GiB)}
+    return pd.DataFrame([(stage, part, int(n)) for stage,parts in stages.items() for part,n in (parts | driver).items()], columns=['stage', 'part', 'bytes'])
+
+def needed(q:PlanConfig # The question
+          )->int: # Bytes
+    "The most that any stage needs on a device"
+    return int(estimate(q).groupby('stage').bytes.sum().max())
+
+def room(q:PlanConfig # The question
+        )->int: # Bytes
+    "What a device has"
+    return int(q.device_memory*GiB) if q.device_memory else memory_here()//(1 if _gpu(q) else q.gpus)
+
+# %% ../nbs/cycle/04_plan.ipynb #b3bfcf31
+def _candidates(q):
+    "Changes that may be made to a question, from harmless to grave: what, in words"
+    tuned,half = q.job != 'lm_sae',lambda n: max(1, n//2)
+    parts = lambda q: dict(accumulation=min(q.batch_size, 2*q.accumulation)) if -(-q.batch_size//q.accumulation) > q.gpus else {} # a device computes a row at least
+    found = [('smaller parts of a batch', parts) if tuned else ('fewer texts a forward', lambda q: dict(batch_size=half(q.batch_size)))]*10
+    if tuned: found += [('recompute activations', lambda q: dict(checkpointing=True))]
+    else: found += [('activations on disk first', lambda q: dict(store=True)), ('a smaller buffer', lambda q: dict(buffer=max(16_384, half(q.buffer))))]
+    found += [('slices of the weights' if tuned else 'features over the devices', lambda q: dict(shards=2*q.shards) if q.gpus % (2*q.shards) == 0 else {})]*6
+    if tuned: found += [('mixed precision', lambda q: dict(precision='bf16'))]
+    if tuned and _gpu(q): found += [('weights, gradients and moments in the memory of the machine', lambda q: dict(offload=True))]
+    if q.job == 'cycle': found += [('weights and moments in bf16, where small steps are rounded away', lambda q: dict(dtype='bf16'))]
+    if not tuned: found += [('weights in bf16', lambda q: dict(dtype='bf16'))]
+    if q.job == 'cycle': found += [('train only from the site on', lambda q: dict(part='from_site') if q.part == 'all' else {}), ('fewer activations for the SAE', lambda q: dict(rows=max(10_000, half(q.rows))))]
+    found += [('fewer activations a step of the SAE', lambda q: dict(sae_batch=max(512, half(q.sae_batch))))]*3
+    found += [('fewer coders at a time', lambda q: dict(coders=half(q.coders)))]*5
+    found += [('fewer features', lambda q: dict(width=half(q.width)) if q.width else dict(expansion=q.expansion/2) if q.expansion > 4 else {})]*3
+    return found + [('slices on more devices' if tuned else 'features over more devices', lambda q: dict(gpus=2*q.gpus, shards=2*q.shards))]*6
+
+# %% ../nbs/cycle/04_plan.ipynb #9fa4591c
+def _worthwhile(q, limit):
+    "Changes made one after the other until all fits"
+    made = []
+    for words,change in _candidates(q):
+        if needed(q) <= limit: break
+        new = replace(q, **change(q))
+        if needed(q) - needed(new) > .01*limit: made.append((words, change(q))); q = new
+    return made
+
+def _apply(q, made):
+    for _,change in made: q = replace(q, **change)
+    return q
+
+def changes(q:PlanConfig # The question
+           )->pd.DataFrame: # change, setting, saves, needed: bytes after it; empty if it fits as it is
+    "What to change until it fits, and what each change saves"
+    limit,made = room(q),_worthwhile(q, room(q))
+    if needed(_apply(q, made)) <= limit:
+        for i in reversed(range(len(made))):
+            fewer = made[:i] + made[i+1:]
+            if not any(made[i][1].keys() == o[1].keys() for o in made[i+1:]) and needed(_apply(q, fewer)) <= limit: made = fewer
+    rows,now = [],needed(q)
+    for i,(words,change) in enumerate(made):
+        if i+1 < len(made) and made[i+1][0] == words: continue # the last of several halvings stands for all
+        after = needed(_apply(q, made[:i+1]))
+        rows.append((words, ' '.join(f'{k}={v}' for k,v in change.items()), now - after, after))
+        now = after
+    return pd.DataFrame(rows, columns=['change', 'setting', 'saves', 'needed'])
+
+# %% ../nbs/cycle/04_plan.ipynb #4558925b
+def host_memory(q:PlanConfig # The question
+               )->int: # Bytes
+    "What the memory of the machine has to hold, of all devices together: what is offloaded, and the whole models that a cycle keeps"
+    f = facts_of(q)
+    return 3*(q.job == 'cycle' and _gpu(q))*q.gpus*f['weights'] + q.offload*q.gpus//q.shards*(f['weights'] + (1 + _optimizer(q) + (q.job == 'cycle'))*f['moving'])
+
+def changed(q:PlanConfig, # The question
+            made:pd.DataFrame # From `changes`
+           )->PlanConfig:
+    "The question with its changes made"
+    words = dict(o.split('=') for setting in made.setting for o in setting.split())
+    return replace(q, **{k: v == 'True' if isinstance(getattr(q, k), bool) else type(getattr(q, k))(v) for k,v in words.items()})
+
+# %% ../nbs/cycle/04_plan.ipynb #a31e3937
+_shades = dict(model=('#08306b', '#08519c', '#2171b5', '#4292c6', '#6baed6', '#9ecae1', '#c6dbef', '#9e9ac8', '#6a51a3'), SAE=('#7f2704', '#d94801', '#f16913', '#fdae6b'), other=('#636363', '#bdbdbd'))
+
+@plt.rc_context(style)
+def plot_memory(tables:dict, # Titles, and what `estimate` gave
+                room:int # Bytes of a device
+               )->LightFigure:
+    "What each stage needs, part by part, beside what there is"
+    bars = [(f'{name}: {stage}', o.set_index('part').bytes/GiB) for name,t in tables.items() for stage,o in t.groupby('stage', sort=False)]
+    kinds = {p: p.partition(':')[0] if ':' in p else 'other' for _,o in bars for p in o.index}
+    colours = {p: _shades[kind][i % len(_shades[kind])] for kind in _shades for i,p in enumerate(o for o in kinds if kinds[o] == kind)}
+    fig = LightFigure(figsize=(6.2, 1 + .35*max(len(bars), len(colours)/3)), layout='constrained')
+    ax = fig.subplots()
+    for i,(_,o) in enumerate(bars): ax.barh([i]*len(o), o, left=o.cumsum() - o, color=[colours[p] for p in o.index])
+    ax.axvline(room/GiB, c='k', ls='--', lw=1)
+    ax.set(yticks=range(len(bars)), yticklabels=[o for o,_ in bars], xlabel='GiB on each device')
+    ax.invert_yaxis(); ax.grid(False, axis='y')
+    fig.legend(handles=[Patch(color=c, label=p) for p,c in colours.items()], loc='outside right upper')
+    return fig
+
+# %% ../nbs/cycle/04_plan.ipynb #e6b49e2d
+_lm = dict(model='model_name', context='context_size')
+_switches = dict.fromkeys(('batch_size', 'accumulation', 'precision', 'checkpointing', 'shards', 'offload'))
+_spelled = dict(lm_sae=_lm | dict(batch_size='store_batch_size_prompts', sae_batch='train_batch_size_tokens', buffer='buffer_tokens', store=None, dtype=None),
+                pretrain=_lm | _switches, cycle=dict(model=None, dtype=None, part=None, optimizer=None, sae_batch='sae_batch_size') | _switches)
+
+def preset(q:PlanConfig # The question
+          )->dict: # Parameters
+    "The question as parameters of its experiment"
+    found = {new or old: getattr(q, old) if old != 'model' else _short.get(q.model.lower(), q.model) for old,new in _spelled[q.job].items()}
+    if q.job == 'lm_sae' and q.shards > 1: found |= dict(spread='features')
+    if q.width: found |= {'d_sae' if q.job == 'lm_sae' else 'width': q.width}
+    return found
