@@ -171,7 +171,8 @@ def models(self:_Cycle, members, last):
         for m,o in zip(members, stages): m.model,m.facts = load_model(o.path).eval(),read_json(o.path/'facts.json')
         return
     c,fresh = self.config,self.config.protocol == 'reinit' or not self.cycle
-    start = [make_model(c.model, self.raw, m.seed, **c.options) if fresh else deepcopy(old.model) for m,old in zip(members, last)]
+    alone = lambda old: sum(o is old for o in last) == 1 # then nobody else starts from its model
+    start = [make_model(c.model, self.raw, m.seed, **c.options) if fresh else old.model if alone(old) else deepcopy(old.model) for m,old in zip(members, last)]
     aux,reports = zip(*[self.aux(m, old) if self.cycle else (Auxiliary(), {}) for m,old in zip(members, last)])
     fits = finetune(start, self.task, c.baseline if fresh else c.tune, list(aux), self.site, [m.seed for m in members], self.checkpoint('model'), self.note(members, 'model'))
     for m,fit,report,o in zip(members, fits, reports, stages):
@@ -300,6 +301,7 @@ def _cycles(run, task, read, config, site, tracking):
 def _one(one, members, last):
     logger.info('cycle %d: %d model%s', one.cycle, len(members), 's'*(len(members) > 1))
     one.models(members, last)
+    for o in last if members is not last else (): o.model = None # nothing reads it again
     one.saes(members)
     rows = one.results(members)
     one.run.reached(f'cycle_{one.cycle}')

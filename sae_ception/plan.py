@@ -289,9 +289,6 @@ class PlanConfig:
         check(self.accumulation <= self.batch_size, self, 'accumulation', f'a batch of {self.batch_size} has no more parts than that')
         for o,names in dict(job=JOBS, dtype=tuple(DTYPES), precision=('no', 'bf16'), part=PARTS, optimizer=('adamw', 'sgd')).items():
             check(getattr(self, o) in names, self, o, f'choose from {", ".join(names)}')
-        tuned = 'cycle','pretrain'
-        for o,jobs in dict(store=('lm_sae',), part=('cycle',), optimizer=('cycle',), dtype=('lm_sae', 'cycle'), accumulation=tuned, precision=tuned, checkpointing=tuned, offload=tuned).items():
-            check(self.job in jobs or getattr(self, o) == getattr(PlanConfig, o), self, o, f'job={self.job} has no such setting, only {" and ".join(jobs)}: leave it out')
 
 # %% ../nbs/cycle/04_plan.ipynb #ac6fd2ec
 def _site(q, model):
@@ -413,7 +410,8 @@ def _lm_sae(q, f):
 def _borrowed(q, f):
     "Two neighbours among the groups and what is always there, in the precision that is computed in; a gradient on its way, and what it is added up in"
     here,sum_ = (2, 4) if q.precision == 'bf16' else (DTYPES[q.dtype].itemsize,)*2
-    return here*(f['root'] + f['unit'] + f['block']) + here*f['root'] + (here + sum_)*f['unit']
+    copied = 0 if _gpu(q) else (2*here + sum_)*max(f['unit'], f['root']) # gloo gathers and adds up in memory of its own, beside the group that was gathered last
+    return here*(f['root'] + f['unit'] + f['block']) + here*f['root'] + (here + sum_)*f['unit'] + copied
 
 def _tuned(q, f, copies):
     t,here = _training(_only(q, 'part', 'batch_size', 'accumulation', 'precision', 'checkpointing', 'width', 'expansion', 'k', 'gpus', 'shards', 'offload')),lambda n: 0 if q.offload else n//q.shards
@@ -426,7 +424,7 @@ def _tuned(q, f, copies):
 
 def _cycle(q, f):
     kept = lambda n: {} if _gpu(q) else {'model: arms, whole': n*f['weights']} # beside a GPU, the memory of the machine has them
-    return {'fine-tuning': _tuned(q, f, True) | kept(3), 'SAE': kept(4) | {'activations': 2*4*q.rows*f['d']} | _sae_parts(q, f['d'])}
+    return {'fine-tuning': _tuned(q, f, True) | kept(2), 'SAE': kept(2) | {'activations': 2*4*q.rows*f['d']} | _sae_parts(q, f['d'])}
 def _pretrain(q, f): return {'training': _tuned(q, f, False) | {'SAE: weights': sae_memory(f['d'], coder_of(q, f['d']), 1)['weights']}}
 
 # %% ../nbs/cycle/04_plan.ipynb #6b2f2132
@@ -434,10 +432,16 @@ def memory_here()->int: # Bytes
     "What is free on the GPU, or the memory of this machine where there is none"
     return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')
 
+def _check_settings(q):
+    tuned = 'cycle','pretrain'
+    for o,jobs in dict(store=('lm_sae',), part=('cycle',), optimizer=('cycle',), dtype=('lm_sae', 'cycle'), accumulation=tuned, precision=tuned, checkpointing=tuned, offload=tuned).items():
+        check(q.job in jobs or getattr(q, o) == getattr(PlanConfig, o), q, o, f'job={q.job} has no such setting, only {" and ".join(jobs)}: leave it out')
+    check(not q.offload or _gpu(q), q, 'offload', 'there is no GPU, so the weights are in the memory of the machine already; leave it off, or tell what a device has with device_memory=')
+
 def estimate(q:PlanConfig # The question
             )->pd.DataFrame: # stage, part, bytes
     "What each stage needs on each device, part by part"
-    if q.offload and not _gpu(q): raise ValueError('offload=True: there is no GPU, so the weights are in the memory of the machine already; leave it off, or tell what a device has with device_memory=')
+    _check_settings(q)
     with quiet():
         f = facts_of(q)
         stages = dict(lm_sae=_lm_sae, cycle=_cycle, pretrain=_pretrain)[q.job](q, f)
@@ -508,7 +512,7 @@ def host_memory(q:PlanConfig # The question
                )->int: # Bytes
     "What the memory of the machine has to hold, of all devices together: what is offloaded, and the whole models that a cycle keeps"
     f = facts_of(q)
-    return 4*(q.job == 'cycle' and _gpu(q))*q.gpus*f['weights'] + q.offload*q.gpus//q.shards*(f['weights'] + (1 + _optimizer(q) + (q.job == 'cycle'))*f['moving'])
+    return 3*(q.job == 'cycle' and _gpu(q))*q.gpus*f['weights'] + q.offload*q.gpus//q.shards*(f['weights'] + (1 + _optimizer(q) + (q.job == 'cycle'))*f['moving'])
 
 def changed(q:PlanConfig, # The question
             made:pd.DataFrame # From `changes`

@@ -25,6 +25,8 @@ case('gpt2, copies', 'gpt2:512x12', n=2)
 case('llama, copies, accumulated', 'llama:512x12', n=2, accumulation=2)
 case('gpt_neox, slices, accumulated', 'gpt_neox:512x12', n=2, shards=2, accumulation=2, batch_size=8)
 case('gemma2, bf16, slices, recomputed, accumulated', 'gemma2:512x12', n=2, shards=2, precision='bf16', checkpointing=True, accumulation=2, batch_size=8)
+case('llama, with a checkpoint', 'llama:512x12', save=True)
+case('llama, slices, with a checkpoint', 'llama:512x12', n=2, shards=2, save=True)
 case('gpt2, classifier', 'gpt2:512x12', 'cycle')
 case('llama, classifier, slices', 'llama:512x12', 'cycle', n=2, shards=2)
 case('gpt_neox, classifier, from the site on', 'gpt_neox:512x12', 'cycle', part='from_site', layer=8)
@@ -82,7 +84,7 @@ def trained(c, folder, phase):
         with phase('training'):
             if c['job'] == 'pretrain':
                 sae = SAE(width, SAEConfig(width=4*width, k=8))
-                pretraining.pretrain(model, TokenStream(texts, tokenizer, c['context']), config, pretraining.token_auxiliary('per_token', sae, 4, .1), site)
+                pretraining.pretrain(model, TokenStream(texts, tokenizer, c['context']), config, pretraining.token_auxiliary('per_token', sae, 4, .1), site, checkpoint=f'{folder}.saved' if c.get('save') else None)
             else: training.finetune([model], task, config, site=site)
     finally: module._step = step
     return held
@@ -100,7 +102,7 @@ def measure(c, folder):
     settle()
     base = of('VmRSS')
     held = trained(c, f'{folder}/{c["model"]}', phase)
-    q = PlanConfig(f'{folder}/{c["model"]}', gpus=c['n'], k=8, **{'layer': 1, 'width': 4*int(size.partition('x')[0])} | {k: v for k,v in c.items() if k not in ('name', 'model', 'n')})
+    q = PlanConfig(f'{folder}/{c["model"]}', gpus=c['n'], k=8, **{'layer': 1, 'width': 4*int(size.partition('x')[0])} | {k: v for k,v in c.items() if k not in ('name', 'model', 'n', 'save')})
     told = estimate(q)
     told = told[(told.stage != 'SAE') & ~told.part.isin(['Python and libraries', 'model: arms, whole'])].set_index('part').bytes.to_dict() # a cycle's other models are not here
     worst = {k: max(o[k] for o in everyone(found)) for k in found}
