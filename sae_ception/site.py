@@ -101,7 +101,7 @@ def symbols(src:str # Source of an exported cell, or of a module
 # %% ../nbs/site.ipynb #774843f9
 def _rows(params):
     bar = r'\|'
-    return [f"| `{k}` | {v.replace('|', bar)} |" for k,v in params.items()]
+    return [f"| ``{k}`` | {v.replace('|', bar)} |" for k,v in params.items()] # two backticks: the name of a parameter is no link to a function
 
 def symbol_md(s:Symbol,
               level:int=3, # Of the heading
