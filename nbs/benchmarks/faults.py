@@ -308,11 +308,13 @@ def writer(i, rng, folder, cases):
     def once():
         shutil.rmtree(out, ignore_errors=True)
         crowd = writers(out, 3)
-        time.sleep(after := rng.uniform(0, .8*_references['store']['took']))
+        least,after,shards = rng.randrange(16),rng.uniform(0, .1),lambda: len(list(out.glob('*-0*')))
+        while shards() < least and any(o.poll() is None for o in crowd): time.sleep(.002)
+        time.sleep(after)
         victims = [o for o in (crowd if how.startswith('all') else [rng.choice(crowd)]) if o.poll() is None]
-        begun = len(list((out/'writing').glob('*.claim'))),len(list(out.glob('*-0*')))
+        begun = len(list((out/'writing').glob('*.claim'))),shards()
         send(victims, signal.SIGTERM if 'stopped' in how else signal.SIGKILL)
-        if victims: return crowd,after,victims,begun
+        if victims and begun[1] < 16: return crowd,after,victims,begun
         for o in crowd: o.communicate()
     if not (found := again(once)): return
     crowd,after,victims,begun = found
@@ -320,7 +322,7 @@ def writer(i, rng, folder, cases):
     said = [o.communicate()[1] for o in crowd]
     last = writers(out, 1)[0]
     words = last.communicate()[1]
-    return dict(fault='several writers', case='store', whom=how, moment=f'{after:.2f} s after they began, with {begun[0]} claims and {begun[1]} shards', seconds_alone=round(_references['store']['took'], 1), killed=len(victims), exits=[o.returncode for o in crowd],
+    return dict(fault='several writers', case='store', whom=how, moment=f'with {begun[0]} claims and {begun[1]} shards', seconds_alone=round(_references['store']['took'], 1), killed=len(victims), exits=[o.returncode for o in crowd],
                 taken_over=sum(o.count('left it, it is begun again') for o in said), told=next((o.strip().splitlines()[-1][:200] for o in said if 'stopped' in how and o.strip()), ''), attempts=1, code=last.returncode, differs=difference(out, _references['store']['files']), **(dict(said=words[-600:]) if last.returncode else {}))
 
 # ------------------------------------------------------------------ disks
