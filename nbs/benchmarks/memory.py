@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures what training needs in memory, beside what `plan` tells. Every line is one case, as JSON.
 
-    python memory.py memory.jsonl                     all cases (about 40 minutes of two cores, at most 4 GB at a time)
+    python memory.py memory.jsonl                     all cases (a quarter of an hour of two cores, at most 4 GB at a time)
     python memory.py memory.jsonl --only slices       those whose name contains a word
 
 Cases run alone or in two processes of torchrun. Before anything is measured, a tiny model does all that the case does, so that libraries are loaded; what is resident then is subtracted.
