@@ -158,12 +158,19 @@ def _checkpointing():
     import torch.distributed.checkpoint as dcp
     return dcp,HuggingFaceStorageReader,HuggingFaceStorageWriter
 
+def _files(tensors):
+    "Which file each tensor goes to: of a process about 128 MiB in each, as torch's writer holds a whole file in memory, twice"
+    sizes,end = {},0
+    for own in everyone({k: getattr(v, 'to_local', lambda: v)().nbytes for k,v in tensors.items()}):
+        for k,n in own.items(): sizes[k] = max(n, sizes.get(k, 0))
+    return {k: 1 + (end := end + n)//2**27 for k,n in sizes.items()}
+
 def save_parts(folder, # A new folder, seen by all processes
                tensors:dict # Names and tensors: whole, spread, or of one process only
               ):
     "Save what the processes hold"
     dcp,_,writer = _checkpointing()
-    dcp.save({k: v.detach() for k,v in tensors.items()}, storage_writer=writer(str(folder), save_distributed=True))
+    dcp.save({k: v.detach() for k,v in tensors.items()}, storage_writer=writer(str(folder), _files(tensors), save_distributed=True))
 
 # %% ../nbs/foundations/00_processes.ipynb #54ef793f
 def part_shapes(folder)->dict: # Name → shape and dtype
