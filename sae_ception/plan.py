@@ -419,8 +419,9 @@ def _tuned(q, f, copies):
             'model: optimizer': _optimizer(q)*here(f['moving']), **({'model: borrowed': _borrowed(q, f)} if _spread(q) else {}),
             'model: activations kept': t['kept'], 'model: working memory': t['working']}
     if q.gpus > q.shards and not _spread(q): parts['model: messages'] = min(f['moving'], max(4*_message, f['largest']))
-    if not _gpu(q) and not _spread(q): parts['model: holes'] = int(.15*sum(parts.values()))
-    return parts
+    if _gpu(q): return parts
+    if _spread(q): return parts | {'model: checkpoint': 2*min(2**27, parts['model: weights'] + parts['model: optimizer'])}
+    return parts | {'model: holes': int(.15*sum(parts.values()))}
 
 def _cycle(q, f):
     kept = lambda n: {} if _gpu(q) else {'model: arms, whole': n*f['weights']} # beside a GPU, the memory of the machine has them

@@ -104,7 +104,7 @@ def measure(c, folder):
     held = trained(c, f'{folder}/{c["model"]}', phase)
     q = PlanConfig(f'{folder}/{c["model"]}', gpus=c['n'], k=8, **{'layer': 1, 'width': 4*int(size.partition('x')[0])} | {k: v for k,v in c.items() if k not in ('name', 'model', 'n', 'save')})
     told = estimate(q)
-    told = told[(told.stage != 'SAE') & ~told.part.isin(['Python and libraries', 'model: arms, whole'])].set_index('part').bytes.to_dict() # a cycle's other models are not here
+    told = told[(told.stage != 'SAE') & ~told.part.isin(['Python and libraries', 'model: arms, whole', *([] if c.get('save') else ['model: checkpoint'])])].set_index('part').bytes.to_dict() # a cycle's other models are not here
     worst = {k: max(o[k] for o in everyone(found)) for k in found}
     if leads(): print(json.dumps(c | dict(told=told, held=held, base=base, **worst)), flush=True)
 
