@@ -89,7 +89,7 @@ def main():
         with open(a.out, 'a') as f: f.write(line + '\n')
     cpu = next((o.split(':')[1].strip() for o in Path('/proc/cpuinfo').read_text().splitlines() if o.startswith('model name')), platform.processor()) if Path('/proc/cpuinfo').exists() else platform.processor()
     m = machine(a.machine) if a.machine else calibrate(least=a.least, clock=clock)
-    write(table='machine', **asdict(m), cpu=cpu, threads=a.threads, clock=a.clock, torch=torch.__version__, seconds=time.perf_counter() - began, date=time.strftime('%Y-%m-%d'))
+    write(table='machine', **asdict(m), cpu=cpu, clock=a.clock, torch=torch.__version__, seconds=time.perf_counter() - began, date=time.strftime('%Y-%m-%d'))
     if 'parts' in tables: parts(write, m, clock, a.least)
     if 'runs' in tables: runs(write, m, a.clock == 'cpu', a.threads, [RUNS[i - 1] for i in a.only] or RUNS)
     shown = {k: float(f'{v:.2g}') if isinstance(v, float) and v > 0 else v for k,v in asdict(m).items() if v and k not in ('name', 'note')}
