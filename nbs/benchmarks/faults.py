@@ -415,7 +415,8 @@ def find(out, what):
     saved = [o for o in every if o.name.startswith(('checkpoint.safetensors', 'resume.safetensors', '.model.safetensors', '.sae.safetensors'))]
     if what == STAGE: return [o for o in every if o.suffix == '.safetensors' and (o.parent/'manifest.json').exists() and o not in saved]
     if what == SHARD: return [o for o in every if o.suffix == '.safetensors' and 'store' in o.parts]
-    return saved if what == CHECKPOINT else [o for o in every if o.name == {MANIFEST: 'manifest.json', CONFIG: 'config.json', META: 'meta.json'}[what]]
+    if what == CONFIG: return [o for o in every if o == Path(out)/'config.json'] # a saved model has one too
+    return saved if what == CHECKPOINT else [o for o in every if o.name == {MANIFEST: 'manifest.json', META: 'meta.json'}[what]]
 
 def damaged(i, rng, folder, cases):
     "A file that is damaged while nobody is at work. Where the run is refused, the file is then put back, or removed as the message says"
