@@ -367,12 +367,18 @@ _g.signal(_g.SIGTERM, lambda *a, _me=_o.getpid(), _o=_o, _g=_g: _o.getpid() == _
 _g.signal(_g.SIGUSR1, _g.SIG_IGN)
 exec("""import os,signal,threading,time
 heard,told = os.pipe()
+waits,main = [],threading.get_ident()
 def interrupt(signum, frame):
     while frame and frame.f_globals is not cells: frame = frame.f_back
-    if frame: raise KeyboardInterrupt
-    os.write(told, b'.')
+    if frame: waits.clear(); raise KeyboardInterrupt
+    waits.append(signum); os.write(told, b'.')
 def later():
-    while os.read(heard, 1): time.sleep(.05); os.kill(os.getpid(), signal.SIGINT)
+    while os.read(heard, 1):
+        while waits:
+            time.sleep(.05)
+            if signal.getsignal(signal.SIGINT) is not interrupt: waits.clear()
+            elif not waits: break
+            signal.pthread_kill(main, signal.SIGINT)
 threading.Thread(target=later, daemon=True).start()
 kernel.pre_handler_hook = kernel.post_handler_hook = lambda: None
 signal.signal(signal.SIGINT, interrupt)""", dict(cells=globals(), kernel=get_ipython().kernel))
@@ -439,8 +445,8 @@ def kill(self:Relay):
 @patch
 def before_cell(self:Relay, **kwargs):
     "Let no cell begin after a signal"
+    self.begun,self.process = True,self.manager.provisioner and self.manager.provisioner.process # before we ask: a signal may come in between
     if self.over or self.signum is not None: raise Stopped(128 + (self.signum or signal.SIGINT))
-    self.begun,self.process = True,self.manager.provisioner and self.manager.provisioner.process
 
 # %% ../nbs/cycle/02_launch.ipynb #12ee849a
 @patch
@@ -515,7 +521,7 @@ def execute(notebook:Path, # What to execute
         except (Stopped, RuntimeError) as e: code,why = 1,f'failed: {_end(relay.process) or e}'
         except OSError as e: code,why = 1,_unwritten(file, e)
         finally: out.close(); err.close()
-    if code and relay.signum is not None: code,why = 128 + relay.signum,f'stopped by {signal.Signals(relay.signum).name}; run it again to resume'
+    if code and relay.signum is not None: code,why = 128 + relay.signum,f'stopped by {signal.Signals(relay.signum).name}; {"its kernel had to be killed; "*relay.killed}run it again to resume'
     elif until and code == 130 and f'{until} is reached' in why: code,why = 0,f'stopped at {until}, as asked; run it again to go on'
     return code,why
 
