@@ -226,11 +226,24 @@ def job_states(jobs # Numbers of array jobs
     return found
 
 # %% ../nbs/cycle/05_slurm.ipynb #e5a2e78d
+def _noted(file):
+    "What a submission noted, if that is whole"
+    try: found = json.loads(file.read_text(encoding='utf-8'))
+    except (OSError, ValueError, RecursionError): found = None
+    kinds = dict(jobs=list, parts=dict, values=dict, experiment=str)
+    bad = [k for k,kind in kinds.items() if not isinstance(found.get(k), kind) or not found[k]] if isinstance(found, dict) else [*kinds]
+    each = not bad and all(isinstance(o, str) for o in [*found['jobs'], *found['parts'].values()]) and all(isinstance(found['values'].get(k), dict) for k in found['parts'])
+    states = found.get('states', {}) if each else None
+    if isinstance(states, dict) and all(isinstance(o, list) and len(o) == 2 for o in states.values()): return found
+    why = f"does not tell {' and '.join(bad)}" if bad else 'does not tell each part'
+    raise Refused(f'{place(file)} is damaged, or of another version ({why}): remove it and submit the sweep again; what was computed is kept, and jobs that are still there will be named')
+
+# %% ../nbs/cycle/05_slurm.ipynb #5ae19583
 def submissions(out # The directory of a sweep
                )->list: # What each `submission.json` says, the first one first
     "The jobs that were sent for a sweep"
-    files = sorted(Path(out).glob('slurm/*/submission.json'), key=lambda o: int(o.parent.name))
-    return [json.loads(o.read_text(encoding='utf-8')) | dict(folder=str(o.parent)) for o in files]
+    files = sorted((o for o in Path(out).glob('slurm/*/submission.json') if o.parent.name.isdigit()), key=lambda o: int(o.parent.name))
+    return [_noted(o) | dict(folder=str(o.parent)) for o in files]
 
 def part_states(out # The directory of a sweep
                )->dict: # Name of a run directory -> job, state, reason, log
