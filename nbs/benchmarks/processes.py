@@ -17,6 +17,8 @@ import faults
 # GPT-2 has dropout, and each process draws it for its own rows; Llama has none. Where a run can begin from what another has trained, it does
 CASES = {k: o.replace('gpt2:', 'llama:') for k,o in faults.CASES.items()}
 CASES |= dict(auxiliary='auxiliary epochs=10 source=SAE', lm_new=CASES['lm_sae'], **{k: re.sub('llama:[^ ]*', 'LM', CASES[k]) for k in ('lm_sae', 'lm_store')})
+EXACT = ' in float32' # cases whose SAEs read activations as the model made them, where the buffer of live rows rounds to bf16
+CASES |= {o + EXACT: CASES[o] for o in ('pretrain', 'lm_new')}
 SOURCES = dict(SAE=('sae', 'sae-alone'), LM=('lm_new', 'lm_new-alone/model')) # in words of a command: whose run, and where
 # name: command, what is added in several processes, how many
 MODES = {
@@ -25,6 +27,26 @@ MODES = {
     'pretrain': ('pretrain', '', 2), 'pretrain, 2 shards': ('pretrain', 'shards=2', 2), 'pretrain, 2 shards, twice': ('pretrain', 'shards=2', 4),
     'lm_sae, new model': ('lm_new', '', 2), **{f'lm_sae, {o}': ('lm_sae', f'spread={o}', 2) for o in ('rows', 'features')}, 'lm_sae, rows, 3': ('lm_sae', 'spread=rows', 3),
     **{f'lm_sae, store, {o}': ('lm_store', f'spread={o}', 2) for o in ('rows', 'features')}}
+
+MODES |= {mode + EXACT: (case + EXACT, *how) for mode,(case,*how) in MODES.items() if case in ('pretrain', 'lm_new')}
+
+# Loaded by every Python process of such a case: there is no parameter for it
+FLOAT32 = '''
+import importlib.machinery,sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name != 'sae_ception.rows': return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        load = spec.loader.exec_module
+        def exec_module(module):
+            import torch
+            load(module)
+            init = module.LiveRows.__init__
+            init.__defaults__ = tuple(torch.float32 if o is torch.bfloat16 else o for o in init.__defaults__)
+        spec.loader.exec_module = exec_module
+        return spec
+sys.meta_path.insert(0, Finder())
+'''
 
 def command(case, more, n, out):
     "The words of a run in `n` processes"
@@ -36,6 +58,10 @@ class Started:
     "A run, started as a person starts it"
     def __init__(self, case, more, n, out):
         env = {**os.environ, 'OMP_NUM_THREADS': '1', 'HF_HUB_OFFLINE': '1', 'SAE_CEPTION_SAVE_EVERY': str(faults.SAVE_EVERY)}
+        if case.endswith(EXACT):
+            self.folder = tempfile.TemporaryDirectory()
+            Path(self.folder.name, 'sitecustomize.py').write_text(FLOAT32)
+            env['PYTHONPATH'] = os.pathsep.join([self.folder.name, *filter(None, [env.get('PYTHONPATH')])])
         self.out,self.n,self.log,self.begin = Path(out),n,tempfile.TemporaryFile('w+'),time.monotonic()
         self.p = subprocess.Popen(command(case, more, n, out), stdout=self.log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=env, start_new_session=True)
 
