@@ -325,7 +325,7 @@ def disturbed(desk, kind, n, seed, minutes, only=None):
         words,out = desk.begin(kind, f'{kind}-{seed}-{i}')
         given,here,i = 0,0,i + 1 # how often the command was given
         while not (states(out) and len(states(out)) == len(states(reference)) and all(s == 'done' for s,_ in states(out).values())) and given < 15:
-            whole = not enough() and rng.random() < .4
+            whole = not enough() and (rng.random() < .4 or {*deck.cards} <= {*SHELL})
             what = deck.draw(lambda o: o in SHELL) if slurm and whole else None
             given,p = given + 1,desk.start(words, shell=what == SHELL[2])
             if slurm:
