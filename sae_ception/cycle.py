@@ -28,7 +28,7 @@ from .sae.coders import SAEConfig,load_sae,save_sae
 from .sae.training import SAETrainConfig,train_saes
 from .sharpening import STRATEGIES,OnlineTargets,SharpenConfig,make_targets
 from .tracking import tracked
-from .training import Auxiliary,TrainConfig,finetune,trainable
+from .training import Auxiliary,TrainConfig,_check_processes,finetune,trainable
 
 # %% ../nbs/cycle/00_cycle.ipynb #4e6dc70c
 SWITCHES = 'online','mse','broadcast','shuffle','detach','pad'
@@ -268,6 +268,7 @@ def _evaluate(m, cycle, train, test, extra, file, probe_rows):
 # %% ../nbs/cycle/00_cycle.ipynb #ffaf7620
 def _check_site(task, config):
     model = make_model(config.model, task, 0, config.tune if _in_slices(config) else None, **config.options).eval()
+    _check_processes([model], [Auxiliary(loss='broadcast' if 'broadcast' in a.switches else 'cosine', rule=a.rule) for a in config.parsed])
     task = as_read(model, task)
     x = task.batch(task.splits['train'][:2]).x
     site,part = config.site or model.site,(config.baseline if config.protocol == 'reinit' else config.tune).part

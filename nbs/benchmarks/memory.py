@@ -75,7 +75,7 @@ def trained(c, folder, phase):
             model,tokenizer = load_lm(folder, layout=config)
         else:
             config = training.TrainConfig(epochs=1, batch_size=rows, device='cpu', part=c.get('part', 'all'), **layout)
-            n = 200 if c.get('cycles') else 3*rows
+            n = 80 if c.get('cycles') else 3*rows
             task = make_task([f'{i} {o}' for i,o in enumerate(texts[:n])], [i % 2 for i in range(n)], 'cats', ('a', 'b'))
             model = None if c.get('cycles') else make_model(folder, task, 0, config if config.shards > 1 else None, max_length=c['context'])
     def note(model, opt): held.update(

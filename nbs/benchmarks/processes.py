@@ -4,6 +4,7 @@
     python processes.py same     processes.jsonl        each experiment and each way of sharing it, in two processes (some in four), against one
     python processes.py layouts  processes.jsonl        one process of several is SIGKILLed in the middle, and another number of them goes on
     python processes.py starts   processes.jsonl        one of two processes is SIGKILLed in the first eight seconds, and the same command is given again
+    python processes.py twins    processes.jsonl        presets of large models, and what `plan` writes, in tiny: to the end in two processes that share each model
     python processes.py digits   processes.jsonl        what a change of the last digit becomes in one process, for comparison (not with --modes)
     python processes.py steps    processes.jsonl        seconds of a step of an SAE whose rows or features are shared (not with --modes)
     python processes.py all      processes.jsonl        all of these
@@ -218,11 +219,35 @@ def starts(folder, modes=tuple(STARTS)):
         killed,name_of = o.wait(120),CASES[case].split()[0]
         row = dict(mode=name, rank=rank, what=what, moment=round(begin - o.begin, 2), begun=out.exists(), code=killed, stopped_in_s=round(time.monotonic() - begin, 1),
                    processes_left=sum(x.is_running() and x.status() != psutil.STATUS_ZOMBIE for x in rest),
-                   told=[x for x in o.said.splitlines() if x.startswith(f'{name_of}: ') and 'running in' not in x], torchrun=[x.strip() for x in o.said.splitlines() if re.match(r' *(rank|exitcode) +:', x)])
+                   told=[re.sub(r'process \d+ on \S+(?=\))', 'process N on HOST', x) for x in o.said.splitlines() if x.startswith(f'{name_of}: ') and 'running in' not in x], torchrun=[' '.join(re.sub(r'\(pid: \d+\)', '', x).split()) for x in o.said.splitlines() if re.match(r' *(rank|exitcode) +:', x)])
         o = Started(case, '', 2, out)
         code = o.wait()
         yield dict(**row, again=code, **(dict(said=o.said[-1500:]) if code else compared(one, out)))
         shutil.rmtree(out, ignore_errors=True)
+
+# ------------------------------------------------------------------ presets of large models, in tiny
+TEXT = 'dataset_path=docstrings training_tokens=16384 sae_tokens=16384 pretrain_tokens=32768 eval_tokens=4096 seeds=0 arms=control,per_token context_size=64 shards=2'
+CLASSES = 'dataset=docstrings train_rows=300 max_length=32 batch_size=32 sae_rows=5000 sae_epochs=2 epochs=1 tune_epochs=1 cycles=1 shards=2'
+SMALL = 'width=256 sae_k=16'
+PLAN = 'plan model=gemma2:64x2 layer=0 gpus=2 shards=2 precision=bf16 checkpointing=true accumulation=2 batch_size=8 width=256 k=16 context=64 rows=3000 device_memory=80'
+TWINS = {name: f'pretrain --preset {name} model_name={kind}:64x2 hook_name=layers.0.resid_post {SMALL} {TEXT}' for name,kind in dict(gemma2_27b='gemma2', llama3_8b='llama', gpt_neox_20b_text='gpt_neox').items()}
+TWINS |= dict(gpt_neox_20b=f'cycle --preset gpt_neox_20b model=gpt_neox:64x2 {SMALL} k=4 {CLASSES}')
+TWINS |= {f'plan job={job}': f'{job} --preset PLAN {o}' for job,o in dict(pretrain=TEXT, cycle=CLASSES).items()}
+CASES |= TWINS
+
+def twins(folder, modes=tuple(TWINS)):
+    "The presets of models that no machine here could hold, with a tiny model of the same kind; and a preset that `plan` has written"
+    for name in modes:
+        out = Path(folder)/re.sub(r'\W+', '_', name)
+        for o in (out, plan := out.with_name(f'{out.name}.plan')): shutil.rmtree(o, ignore_errors=True)
+        if 'PLAN' in TWINS[name]:
+            subprocess.run([sys.executable, '-m', 'sae_ception', *PLAN.split(), name.split()[1], '--out', str(plan)], check=True, capture_output=True)
+            CASES[name] = TWINS[name].replace('PLAN', str(plan/'preset.yaml'))
+        o = Started(name, '', 2, out)
+        code = o.wait()
+        losses = [r for f in sorted(out.rglob('model/history.json')) for r in json.loads(f.read_text())]
+        yield dict(mode=name, code=code, seconds=round(o.seconds, 1), stages=len([*out.rglob('manifest.json')]), finite=all(abs(r['val_loss']) < 1e3 for r in losses),
+                   results=(out/'results.json').exists(), **(dict(said=o.said[-1500:]) if code else {}))
 
 # ------------------------------------------------------------------ what a last digit becomes
 def digits(folder, epochs=(1, 3, 10, 30, 100)):
@@ -274,13 +299,13 @@ def steps(folder, widths=(4096, 16384)):
             said = in_processes(f'import json,sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom sae_ception.processes import join; from processes import step\njoin(2)\nprint(json.dumps(step({how!r}, {width})))')
             yield json.loads(said[0])
 
-KINDS = dict(same=same, layouts=layouts, starts=starts, digits=digits, steps=steps)
+KINDS = dict(same=same, layouts=layouts, starts=starts, twins=twins, digits=digits, steps=steps)
 
 def main():
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     a.add_argument('what', choices=['all', *KINDS])
     a.add_argument('out', help='file of JSON lines to append to')
-    a.add_argument('--modes', help='some of ' + '; '.join([*MODES, *LAYOUTS, *STARTS]) + ' (divided by ;)')
+    a.add_argument('--modes', help='some of ' + '; '.join([*MODES, *LAYOUTS, *STARTS, *TWINS]) + ' (divided by ;)')
     a.add_argument('--folder', help='where to work; a temporary folder if absent')
     a = a.parse_args()
     from sae_ception.run import versions
