@@ -82,8 +82,10 @@ def _device(q, m):
 def _host(rate, amount): return {Call('host', rate, amount): 1}
 
 # %% ../nbs/cycle/09_cost.ipynb #7cb0e189
-def _start(q): return {'start': {'start': combine((1, _host('command', 1)), (1, _host('libraries', 1)), (not q.shape, _host('models', 1)))}}
-def _figures(n): return {'figures': {'figures': _host('figure', n)}}
+def _start(q, sparse):
+    once = dict(command=1, libraries=1 + (q.gpus > 1), models=not q.shape, kernels=sparse)
+    return {'start': {'start': combine(*((n, _host(o, 1)) for o,n in once.items()))}}
+def _figures(n): return {'figures': {'figures': _host('figure', 2*n)}}
 def _written(n): return {'disk: write': _host('write', n)}
 
 def _trained(q, f, tokens, held, targets):
@@ -143,11 +145,15 @@ def _coders(q, f, m, tokens, extra, turns, held):
     sae = _combined((turns, {'SAE: begin': _begin(q, f)}), (turns, _steps(q, f, m, steps)))
     return reading | {'rows': rows} | sae | _talk(q, f, steps*turns) | _written(turns*12*_config(q, d).width*d*2)
 
+def _looks(q): # After how many tokens lm_sae measures on the way
+    steps,every = -(-q.tokens//q.sae_batch),max(1, -(-q.tokens//q.sae_batch)//max(1, q.evals))
+    return [q.sae_batch*min(steps, o + every) for o in range(0, steps, every)] if q.evals else []
+
 def _lm_sae(q, f, m):
-    turns,d,held,size = _turns(q),f['d'],q.held_out,store_bytes(dict.fromkeys(range(q.sites), f['d']), 1)
-    some,forwards = min(2048, held),5
+    turns,held,size = _turns(q),q.held_out,store_bytes(dict.fromkeys(range(q.sites), f['d']), 1)
+    some,d = min(2048, held),f['d']
     training = _coders(q, f, m, q.tokens, 0 if q.store else _live(q), turns, held)
-    training |= {'evaluation': combine((turns*q.evals, combine((1, _sweep(q, f, some, forwards)), (1, _held(q, f, some)))))}
+    training |= {'evaluation': combine((turns*len(_looks(q)), combine((1, _sweep(q, f, some, 5)), (1, _held(q, f, held)))))}
     last = {'evaluation': combine((turns, combine((1, _sweep(q, f, held, 8.5)), (1, _held(q, f, 2*held)))))}
     before = _new(q) or {'text': {'text': _host('source', 2)}}
     if q.store:
@@ -155,7 +161,7 @@ def _lm_sae(q, f, m):
         forwards = read/(q.batch_size*q.context)
         before |= {'storing activations': {'text': _host('text', read), 'model: forward': combine((forwards, forward_work(q))), 'rows to shards': passes(read*d, 7*q.sites)} | _written(size*read)}
         training = {'disk: read': _host('read', size*q.tokens/_scale(q))} | training
-    return before | {'training': training, 'interventions': last} | _figures(2)
+    return before | {'training': training, 'interventions': last} | _figures(3)
 
 # %% ../nbs/cycle/09_cost.ipynb #761f58d8
 def _classifier(q, f, train, members):
@@ -189,10 +195,12 @@ def _stage(q, f, m, epochs, members, later):
     return _tuning(q, f, epochs, members) | sharpen | {'model: reading': reading} | _steps(q, f, m, sae_steps, members if members > 1 else None) | {
         'SAE: measuring': measured, 'evaluation': metrics} | _written(members*(5*f['weights'] + 32*width*d))
 
+def _drawn(q): return 2 if q.seeds > 1 else 7 # figures of a study, and of a cycle
+
 def _cycle(q, f, m):
     stages = {'cycle 0': _stage(q, f, m, q.epochs, q.seeds, False)}
     later = _combined((q.cycles, _stage(q, f, m, q.tune_epochs, q.arms*q.seeds, True)))
-    return stages | ({f'cycles 1 to {q.cycles}': later} if q.cycles else {}) | _figures(2 if q.seeds > 1 else 7)
+    return stages | ({f'cycles 1 to {q.cycles}': later} if q.cycles else {}) | _figures(_drawn(q))
 
 # %% ../nbs/cycle/09_cost.ipynb #f0ee06ae
 def _pretrain(q, f, m):
@@ -225,7 +233,8 @@ def cost(q:CostConfig, # The question
         )->pd.DataFrame: # stage, part, operations, seconds, limit
     "The time of a run, part by part"
     m,rows = _device(q, m),[]
-    for stage,parts in (_start(q) | _jobs[q.job](q, _facts(q), m)).items():
+    stages = _jobs[q.job](q, _facts(q), m)
+    for stage,parts in (_start(q, any('SAE: encoder' in o for o in stages.values())) | stages).items():
         for part,work in parts.items():
             if not (spent := seconds(work, m)): continue
             rows.append((stage, part, flops(work), sum(spent.values()), max(spent, key=spent.get)))
@@ -237,14 +246,16 @@ def storage(q:CostConfig # The question
     "What the run leaves on the disk"
     f,d = _facts(q),_facts(q)['d']
     width,members = coder_of(q, d).width,q.arms*q.seeds
-    coder,records,model = 4*(2*width*d + width + d),100_000,f['weights']
-    tokenizer = 53*getattr(f['config'], 'vocab_size', 0) if q.first else 0
+    coder,records,model = 4*(2*width*d + width + d),100_000,f['weights']*(4//DTYPES[q.dtype].itemsize if q.first else 1) # new models are trained in float32
+    tokenizer = 60*getattr(f['config'], 'vocab_size', 0) if q.first else 0
     if q.job == 'lm_sae':
+        looks,marks = _looks(q),[q.tokens*(i+1)/(q.copies+1) for i in range(q.copies)]
+        kept = sum(any(o - looks[0] < mark <= o for mark in marks) for o in looks)
         store = {'store': store_bytes(dict.fromkeys(range(q.sites), d), q.tokens + q.held_out)} if q.store else {}
-        return dict(coders=q.coders*(1 + q.copies)*coder, records=records + 1000*q.evals*q.coders) | ({'model': model + tokenizer} if q.first else {}) | store
+        return dict(coders=q.coders*(1 + kept)*coder, records=records + 1000*q.evals*q.coders) | ({'model': model + tokenizer} if q.first else {}) | store
     if q.job == 'pretrain': return dict(models=(members + q.seeds*bool(q.first))*(model + tokenizer), coders=(members + q.seeds)*coder, records=records + 10_000*members)
     runs,epochs = q.seeds + members*q.cycles,q.seeds*q.epochs + members*q.cycles*q.tune_epochs
-    return dict(models=runs*model, coders=runs*coder, records=records + 5000*runs + 150*epochs + 185*runs*q.sae_epochs)
+    return dict(models=runs*model, coders=runs*coder, records=60_000 + 25_000*_drawn(q) + 5000*runs + 150*epochs + 185*runs*q.sae_epochs)
 
 # %% ../nbs/cycle/09_cost.ipynb #4edb2e8d
 def planned(q:CostConfig # The question

@@ -344,6 +344,8 @@ def close(self:Lines):
     if self.rest: self.write('\n')
 
 # %% ../nbs/cycle/02_launch.ipynb #a1bae873
+_kernel = "import atexit,os,runpy,threading; runpy.run_module('ipykernel_launcher', run_name='__main__', alter_sys=True); threading._shutdown(); atexit._run_exitfuncs(); os._exit(0)"
+
 @contextmanager
 def own_kernel():
     "A manager for a kernel of this very Python, ended with the block"
@@ -354,6 +356,8 @@ def own_kernel():
     with tempfile.TemporaryDirectory(prefix='sae_') as private:
         manager = AsyncKernelManager(kernel_name='python3', kernel_spec_manager=KernelSpecManager(kernel_dirs=[]), transport='ipc',
                                      connection_file=f'{private}/kernel.json')
+        at = (argv := manager.kernel_spec.argv).index('-m')
+        argv[at:at+2] = '-c',_kernel
         try: yield manager
         finally: run_sync(manager.shutdown_kernel if run_sync(manager.is_alive)() else manager.cleanup_resources)()
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.optimize import least_squares
+from sklearn.datasets import load_digits
 
 from .core import check,write_tensors
 from .corpus import docstrings
@@ -49,11 +50,12 @@ class Machine:
     evaluation: float = 4e6 # Codes (rows × features) that the metrics of a cycle work through
     probe: float = .01 # Seconds for one of the small probes among them, of which there are three a class
     command: float = 2. # Seconds until a command has a kernel, and for its end
-    libraries: float = 3. # Seconds until a process has loaded them
+    libraries: float = 3. # Seconds until a process has loaded them, and made its first optimizer, for which torch loads its compiler
     models: float = 2. # Seconds until `transformers` has made its first model
+    kernels: float = .7 # Seconds until the first sparse step has loaded its kernels
     source: float = 1. # Seconds to open a text
     tokeniser: float = 3. # Seconds to train one on a million characters, as new models have
-    figure: float = .3 # Seconds to draw and save one
+    figure: float = .3 # Seconds to draw one, as is done for its file and again for the notebook
     cores: int = 1 # Processes that work at a time
     threads: int = 1 # With which the rates were measured, in one process
     link: float = 0. # Bytes to other devices, in each direction; 0: it has none
@@ -91,7 +93,7 @@ def machine(name # One of `MACHINES`, a file that `calibrate` wrote, or a `Machi
     except (TypeError, json.JSONDecodeError) as e: raise ValueError(f'machine={name!r} is not a file that `calibrate` wrote ({e}): write it anew') from None
 
 # %% ../nbs/cycle/08_rates.ipynb #e785085a
-TIMES = 'probe','command','libraries','models','source','tokeniser','figure'
+TIMES = 'probe','command','libraries','models','kernels','source','tokeniser','figure'
 
 def call_seconds(c, # A `Call`
                  m:Machine # The machine
@@ -240,18 +242,22 @@ def _text_rates(clock):
 def _metric_rates(clock):
     "Codes a second, and seconds for a probe"
     g = torch.Generator().manual_seed(0)
-    y,h = torch.randint(0, 10, (2000,), generator=g),torch.randn(2000, 64, generator=g)
-    h[torch.arange(2000), y] += 2
+    x,y = (torch.from_numpy(o) for o in load_digits(return_X_y=True))
+    h = (x.float()/16 @ torch.randn(64, 64, generator=g)).relu()
     z = h @ torch.randn(64, 256, generator=g)
     z = z*(z >= z.topk(16).values[:, -1:])*(z > 0)
     rows = lambda a, b: (h[a:b], z[a:b])
-    probe = timed(lambda: sparse_probe(z[:1500], y[:1500], z[1500:], y[1500:]), 0, clock, 1)
-    whole = timed(lambda: evaluate_arrays((*rows(0, 1500), y[:1500]), (*rows(1500, 2000), h[1500:], y[1500:]), h[1500:, :10]), 0, clock, 1)
-    return dict(evaluation=2000*(256 + 64)/(whole - probe), probe=probe/30)
+    probe = timed(lambda: sparse_probe(z[:1300], y[:1300], z[1300:], y[1300:]), 0, clock, 1)
+    whole = timed(lambda: evaluate_arrays((*rows(0, 1300), y[:1300]), (*rows(1300, 1797), h[1300:], y[1300:]), h[1300:, :10]), 0, clock, 1)
+    return dict(evaluation=1797*(256 + 64)/max(whole - probe, .1*whole), probe=probe/30)
 
 # %% ../nbs/cycle/08_rates.ipynb #9e3548e4
-_empty = ["out: str = '' # The run directory", 'import sae_ception.study,sae_ception.pretraining,sae_ception.rows']
+_empty = ["out: str = '' # The run directory", 'import torch,sae_ception.study,sae_ception.pretraining,sae_ception.rows,sae_ception.interpret.plots; torch.optim.SGD([torch.zeros(1)])']
 _first = 'from sae_ception.huggingface import load_lm,train_tokenizer; load_lm("gpt2:16x1", train_tokenizer([""], 300))'
+_sparse = '''from sae_ception.sae.engine import Group,SAEConfig,SAETrainConfig
+from sae_ception.sae.coders import SAE
+g,x = Group(SAE(64, SAEConfig(width=2048, k=8)), SAETrainConfig(), [0], 1),torch.randn(64, 64)
+g.begin(x); u = g.units(x)[0]; g.feed(u, u)'''
 
 def children(command:list, # Words
              cpu=False, # Seconds of the processor, of all its processes, instead of the wall
@@ -267,14 +273,14 @@ def _start_rates(clock, times):
     "Seconds until a command has begun, libraries are loaded, and a model is made; and for a figure"
     cpu = clock is time.process_time
     python = lambda code: min(children([sys.executable, '-c', code], cpu) for _ in range(times))
-    libraries,models = python(_empty[1]),python(_empty[1] + '\n' + _first)
+    libraries,models,kernels = (python(_empty[1] + o) for o in ('', '\n' + _first, '\n' + _sparse))
     cells = [dict(cell_type='code', metadata=dict(tags=['parameters']*(not i)), source=o, outputs=[], execution_count=None) for i,o in enumerate(_empty)]
     with tempfile.TemporaryDirectory() as tmp:
         Path(tmp, 'empty.ipynb').write_text(json.dumps(dict(nbformat=4, nbformat_minor=4, metadata={}, cells=cells)))
         whole = children([sys.executable, '-m', 'sae_ception', f'{tmp}/empty.ipynb', '--out', f'{tmp}/run'], cpu)
         history = [dict(epoch=i, task_loss=1/(i+1), aux_loss=0., val_loss=1., val_accuracy=.5) for i in range(10)]
         figure = timed(lambda: savefig(plot_training(history), f'{tmp}/figure.png'), 0, clock)
-    return dict(command=max(0., whole - libraries), libraries=libraries, models=max(0., models - libraries), figure=figure)
+    return dict(command=max(0., whole - libraries), libraries=libraries, models=max(0., models - libraries), kernels=max(0., kernels - libraries), figure=figure)
 
 # %% ../nbs/cycle/08_rates.ipynb #a25cf897
 def probes(): # Kinds, and what each is made of
