@@ -2,7 +2,7 @@
 """A sweep that is disturbed at random while it runs, by Slurm and on local cores, and submitted again by the same command until it is done. Every line is one event, as JSON.
 
     python sweep.py slurm-cycle  sweep.jsonl --n 12     cells of one process, in scratch
-    python sweep.py slurm-lm_sae sweep.jsonl --n 12     cells of two processes, started by srun
+    python sweep.py slurm-lm_sae sweep.jsonl --n 12     cells of two processes, started by srun, in scratch
     python sweep.py jobs-cycle   sweep.jsonl --n 8      the first sweep by --jobs 2
     python sweep.py jobs-lm_sae  sweep.jsonl --n 8      the second one, in one process a cell
 
@@ -20,7 +20,7 @@ import faults
 SWEEPS = dict(cycle='cycle model=mlp:48x24 cycles=1 epochs=45 tune_epochs=18 sae_epochs=80 width=96 sae_k=5 seed=3 sharpening=discriminative,per_example,per_class --sweep',
               lm_sae='lm_sae model_name=llama:48x2 layer=0 vocab_size=500 pretrain_tokens=40000 training_tokens=40000 eval_tokens=4096 buffer_tokens=8192 n_evals=4 context_size=48 '
                      'seed=5 architecture=batchtopk,relu --sweep')
-HOW = {'slurm-cycle': '--slurm time=1h width=2 scratch=$SWEEP_SCRATCH', 'slurm-lm_sae': '--slurm time=1h width=2 processes=2', 'jobs-cycle': '--jobs 2', 'jobs-lm_sae': '--jobs 2'}
+HOW = {'slurm-cycle': '--slurm time=1h width=2 scratch=$SWEEP_SCRATCH', 'slurm-lm_sae': '--slurm time=1h width=2 processes=2 scratch=$SWEEP_SCRATCH', 'jobs-cycle': '--jobs 2', 'jobs-lm_sae': '--jobs 2'}
 
 HOST = os.uname().nodename.partition('.')[0]
 
