@@ -17,6 +17,7 @@ from .processes import rank,ranks,together
 from .data import order
 from .models import as_read
 from .reading import Reader,as_tokens,call,evaluating
+from .sharding import sharded
 from .sites import Capture
 
 # %% ../nbs/foundations/04_activations.ipynb #43a9aa19
@@ -43,6 +44,9 @@ def _sweep(task, split, batch_size):
     size = batch_size or (1024 if isinstance(task.x, torch.Tensor) else 64)
     lists = order(task, split, group=size).split(size)
     return lists,range(len(lists)) if len(lists) < ranks() else range(rank(), len(lists), ranks())
+
+def _idle(model, lists, mine): # a model in slices is computed by all processes, equally often
+    return sharded(model) and len(mine) < -(-len(lists)//ranks())
 
 def _all_rows(x, lists, sizes=None):
     "Rows of all batches: those of one process's after those of the other's, or, by their sizes, in the order of the sweep"
@@ -73,6 +77,7 @@ def collect(model:nn.Module, # A classifier
     with evaluating(reader):
         lists,mine = _sweep(task, split, batch_size)
         for b in progress((task.batch(lists[i], device) for i in mine), f'reading {split}', len(mine)): rows.append([o.cpu() for o in (*reader(b.x)[::-1], b.y, b.sample_id)])
+        if _idle(model, lists, mine): reader(task.batch(lists[0], device).x)
     h,logits,y,ids = (_all_rows(torch.cat(o), lists) for o in zip(*rows))
     back = _natural(task, split, ids)
     found = Activations(h[back].float(), logits[back].float(), y[back], ids[back], reader.site)
@@ -102,6 +107,7 @@ def collect_tokens(model:nn.Module, # A classifier
             h = h[b.x['attention_mask'].bool()] if isinstance(b.x, Mapping) else h.flatten(0, -2)
             if keep is None: keep = _draw(task, split, len(h)//len(b.y), most, seed).split(_tokens(task, lists, len(h)//len(b.y)))
             parts.append(h[keep[i].to(h.device)].float().cpu())
+        if _idle(model, lists, mine): call(model, task.batch(lists[0], device).x)
     return _all_rows(torch.cat(parts), lists, [int(o.sum()) for o in keep])
 
 def _tokens(task, lists, places):

@@ -6,7 +6,7 @@
 __all__ = ['SWITCHES', 'BASE', 'Arm', 'parse_arm', 'arm_loss', 'CycleConfig', 'Member', 'run_cycles']
 
 # %% ../nbs/cycle/00_cycle.ipynb #9076f8c4
-import os,tempfile
+import gc,os,tempfile
 from copy import deepcopy
 from dataclasses import dataclass,field,replace
 from pathlib import Path
@@ -28,7 +28,7 @@ from .sae.coders import SAEConfig,load_sae,save_sae
 from .sae.training import SAETrainConfig,train_saes
 from .sharpening import STRATEGIES,OnlineTargets,SharpenConfig,make_targets
 from .tracking import tracked
-from .training import Auxiliary,TrainConfig,finetune,trainable
+from .training import Auxiliary,TrainConfig,_check_processes,finetune,trainable
 
 # %% ../nbs/cycle/00_cycle.ipynb #4e6dc70c
 SWITCHES = 'online','mse','broadcast','shuffle','detach','pad'
@@ -138,12 +138,14 @@ class Member:
     "One arm with one seed: what it has at the end of a cycle"
     arm: Arm # How it is done
     seed: int # Its seed
-    model: object = None # The model
+    model: object = None # The model, or the folder of one that is read in slices
     sae: object = None # The SAE of that model
     acts: dict = field(default_factory=dict) # Split → `Activations`
     facts: dict = field(default_factory=dict) # What is known about how it was made
 
 BASE = Arm('baseline', 'control')
+
+def _in_slices(config): return config.tune.shards > 1
 
 def _folder(config, member, cycle):
     arm = [member.arm.name.replace('/', '_')] if cycle and len(config.arms) > 1 else []
@@ -166,41 +168,52 @@ class _Cycle:
 @patch
 def models(self:_Cycle, members, last):
     stages = self.stages(members, 'model')
-    if all(o.done for o in stages):
-        self.done('model')
-        for m,o in zip(members, stages): m.model,m.facts = load_model(o.path).eval(),read_json(o.path/'facts.json')
-        return
+    for i in range(len(members)) if _in_slices(self.config) else [slice(None)]: # of models in slices, one at a time
+        part = [o[i] if isinstance(i, slice) else [o[i]] for o in (members, last, stages)]
+        if not all(o.done for o in part[2]): self.train(*part, 0 if isinstance(i, slice) else i)
+    self.done('model')
+    for m,o in zip(members, stages): m.model,m.facts = o.path if _in_slices(self.config) else m.model or load_model(o.path).eval(),read_json(o.path/'facts.json')
+
+@patch
+def train(self:_Cycle, members, last, stages, number): # of the first member
+    if _in_slices(self.config): gc.collect() # what was spread is held by circles
     c,fresh = self.config,self.config.protocol == 'reinit' or not self.cycle
-    alone = lambda old: sum(o is old for o in last) == 1 # then nobody else starts from its model
-    start = [make_model(c.model, self.raw, m.seed, **c.options) if fresh else old.model if alone(old) else deepcopy(old.model) for m,old in zip(members, last)]
+    train,alone = c.baseline if fresh else c.tune,lambda old: sum(o is old for o in last) == 1 # then nobody else starts from its model
     aux,reports = zip(*[self.aux(m, old) if self.cycle else (Auxiliary(), {}) for m,old in zip(members, last)])
-    fits = finetune(start, self.task, c.baseline if fresh else c.tune, list(aux), self.site, [m.seed for m in members], self.checkpoint('model'), self.note(members, 'model'))
+    def start(m, old):
+        if fresh: return make_model(c.model, self.raw, m.seed, train if _in_slices(c) else None, **c.options)
+        return load_model(old.model, layout=train) if _in_slices(c) else old.model if alone(old) else deepcopy(old.model)
+    fits = finetune([start(*o) for o in zip(members, last)], self.task, train, list(aux), self.site, [m.seed for m in members], self.checkpoint('model'), self.note(members, 'model'), number)
     for m,fit,report,o in zip(members, fits, reports, stages):
-        m.model,m.facts = fit.model,plain({**report, **fit.facts, 'val_accuracy': fit.history[fit.facts['best_epoch']]['val_accuracy']})
         save_model(o.path, fit.model)
-        write_json(o.path/'facts.json', m.facts)
+        write_json(o.path/'facts.json', plain({**report, **fit.facts, 'val_accuracy': fit.history[fit.facts['best_epoch']]['val_accuracy']}))
         write_json(o.path/'history.json', fit.history)
         o.finish()
-    self.done('model')
+        if not _in_slices(c): m.model = fit.model
 
 # %% ../nbs/cycle/00_cycle.ipynb #e19e9202
 @patch
-def read(self:_Cycle, member, split, **kwargs):
-    "The activations of a member's model"
-    device = pick_device(self.config.tune.device)
-    try: return collect(member.model.to(device), self.task, self.site, split, device=device, **kwargs)
-    finally: member.model.cpu()
+def ask(self:_Cycle, member, f):
+    "What `f` makes of a member's model, where it computes; one in slices is read for that, and let go"
+    c,sliced = self.config.tune,_in_slices(self.config)
+    try: return f(load_model(member.model, layout=TrainConfig(shards=c.shards, offload=c.offload, device=c.device)) if sliced else member.model.to(pick_device(c.device)))
+    finally: gc.collect() if sliced else member.model.cpu()
+
+@patch
+def read(self:_Cycle, model, split, **kwargs):
+    "The activations of a model"
+    return collect(model, self.task, self.site, split, device=pick_device(self.config.tune.device), **kwargs)
 
 @patch
 def aux(self:_Cycle, member, old):
     "The auxiliary loss that the last cycle gives a member"
-    acts = old.acts['train'] if member.arm.rule is None else self.read(old, 'train', rule=member.arm.rule)
+    acts = old.acts['train'] if member.arm.rule is None else self.ask(old, lambda o: self.read(o, 'train', rule=member.arm.rule))
     return arm_loss(member.arm, member.arm.weight(self.cycle), acts, old.sae, self.task.n_classes, self.config.k, member.seed)
 
 # %% ../nbs/cycle/00_cycle.ipynb #34315d1b
 @patch
 def saes(self:_Cycle, members):
-    for m in progress(members, 'collecting activations', len(members)): m.acts = {s: self.read(m, s) for s in ('train', 'validation')}
+    for m in progress(members, 'collecting activations', len(members)): m.acts = self.ask(m, lambda o: {s: self.read(o, s) for s in ('train', 'validation')})
     stages,device = self.stages(members, 'sae'),pick_device(self.config.tune.device)
     if all(o.done for o in stages):
         self.done('sae')
@@ -220,8 +233,7 @@ def saes(self:_Cycle, members):
 def sae_rows(self:_Cycle, member, split, device):
     "What an SAE learns from [N, d]"
     if self.config.sae_on == 'pooled': return member.acts[split].h
-    try: return collect_tokens(member.model, self.task, self.site, split, self.config.sae_rows if split == 'train' else self.config.sae_rows//8 + 1, device=device)
-    finally: member.model.cpu()
+    return self.ask(member, lambda o: collect_tokens(o, self.task, self.site, split, self.config.sae_rows if split == 'train' else self.config.sae_rows//8 + 1, device=device))
 
 # %% ../nbs/cycle/00_cycle.ipynb #a6b202ca
 @patch
@@ -230,24 +242,23 @@ def results(self:_Cycle, members):
     files = [self.run.path/_folder(self.config, m, self.cycle)/'results.json' for m in members]
     there = first([f.exists() for f in files])
     todo = [(m, f) for m,f,old in zip(members, files, there) if not old]
-    todo = todo[share(len(todo))]
-    with apart(): self._results(todo)
+    found,mine = [self.tested(m) for m,_ in todo] if _in_slices(self.config) else None,share(len(todo)) # all processes compute a model in slices
+    with apart(): self._results(todo[mine], found[mine] if found else map(self.tested, [m for m,_ in todo[mine]]))
     wait()
     return [read_json(f) for f in files]
 
 @patch
-def _results(self:_Cycle, todo):
-    jobs = (delayed(_evaluate)(Member(m.arm, m.seed, sae=m.sae, facts=m.facts), self.cycle, m.acts['train'], self.read(m, 'test'), self.attacked(m), f, self.config.probe_rows)
-            for m,f in todo)
+def _results(self:_Cycle, todo, found):
+    jobs = (delayed(_evaluate)(Member(m.arm, m.seed, sae=m.sae, facts=m.facts), self.cycle, m.acts['train'], *test, f, self.config.probe_rows) for (m,f),test in zip(todo, found))
     for f in progress(Parallel(min(os.cpu_count(), 1 + len(todo)//8), return_as='generator')(jobs), f'evaluating cycle {self.cycle}', len(todo)):
         self.run.log('evaluated', file=f.relative_to(self.run.path).as_posix())
 
 @patch
-def attacked(self:_Cycle, m):
-    "Accuracy under attack, where that was asked for"
-    if not self.config.attack: return {}
-    try: return robustness(m.model, self.task, self.config.attack, rows=self.config.attack_rows, device=pick_device(self.config.tune.device))
-    finally: m.model.cpu()
+def tested(self:_Cycle, m):
+    "Activations of the test split, and accuracy under attack, where that was asked for"
+    c = self.config
+    attacked = lambda o: robustness(o, self.task, c.attack, rows=c.attack_rows, device=pick_device(c.tune.device)) if c.attack else {}
+    return self.ask(m, lambda o: (self.read(o, 'test'), attacked(o)))
 
 def _evaluate(m, cycle, train, test, extra, file, probe_rows):
     facts = dict(seed=m.seed, arm=m.arm.name, aux_weight=m.arm.weight(cycle) if cycle else 0., cycle=cycle, **m.facts)
@@ -256,7 +267,8 @@ def _evaluate(m, cycle, train, test, extra, file, probe_rows):
 
 # %% ../nbs/cycle/00_cycle.ipynb #ffaf7620
 def _check_site(task, config):
-    model = make_model(config.model, task, 0, **config.options).eval()
+    model = make_model(config.model, task, 0, config.tune if _in_slices(config) else None, **config.options).eval()
+    _check_processes([model], [Auxiliary(loss='broadcast' if 'broadcast' in a.switches else 'cosine', rule=a.rule) for a in config.parsed])
     task = as_read(model, task)
     x = task.batch(task.splits['train'][:2]).x
     site,part = config.site or model.site,(config.baseline if config.protocol == 'reinit' else config.tune).part

@@ -57,9 +57,11 @@ class Gather:
         self.held[i],self.base[i] = h,h.data_ptr()
 
     def close(self, keep=() # Numbers of tensors that stay open
-             ):
+             )->list: # These
         "Let go of the tensors that are not needed"
-        for i in self.held.keys() - set(keep): self.base[i] = 0; del self.held[i]
+        old = self.held.keys() - set(keep)
+        self.base[list(old)] = 0
+        return [self.held.pop(i) for i in old]
 
 # %% ../nbs/foundations/07_gather.ipynb #3d5e7562
 def _references(arrays): return [sys.getrefcount(a) for a in arrays]

@@ -144,7 +144,7 @@ def read_model(auto, # A class such as `AutoModelForCausalLM`
     return model.eval()
 
 # %% ../nbs/foundations/02_huggingface.ipynb #c8e43a13
-def _in_slices(auto, name, config, dtype, revision, what, layout):
+def _in_slices(auto, name, config, dtype, revision, what, layout, new_head=False):
     from accelerate import init_empty_weights # these two take seconds to load, and most models come whole
     from huggingface_hub import snapshot_download
     folder = name if Path(name).is_dir() else _fetch(what, name, lambda: snapshot_download(name, revision=revision, allow_patterns=['*.safetensors', '*.safetensors.index.json', '*config.json']))
@@ -154,7 +154,7 @@ def _in_slices(auto, name, config, dtype, revision, what, layout):
     with quietly(),init_empty_weights(): model = auto.from_config(config, **_as(dtype)).eval()
     model.tie_weights()
     if model.can_generate() and (Path(folder)/'generation_config.json').is_file(): model.generation_config = model.generation_config.from_pretrained(folder)
-    return fill(shard(model, layout), folder, layout, new_head=what != 'a language model')
+    return fill(shard(model, layout), folder, layout, new_head)
 
 def _build(auto, name, config, seed, dtype, revision, what, layout=None):
     "A model of the class `auto`: new if the name spells one, read otherwise"
@@ -164,7 +164,7 @@ def _build(auto, name, config, seed, dtype, revision, what, layout=None):
             try: model = auto.from_config(config).to(dtype).eval()
             except ValueError: raise ValueError(f'model={name!r}: models of type {config.model_type} cannot be {what}; choose another model for this task') from None
             if spread: shard(model, layout)
-        elif spread: model = _in_slices(auto, name, config, dtype, revision, what, layout)
+        elif spread: model = _in_slices(auto, name, config, dtype, revision, what, layout, new_head=what != 'a language model')
         else: model = _fetch(what, name, lambda: read_model(auto, name, dtype, config=config, revision=revision))
     if hasattr(model.config, 'use_cache'): model.config.use_cache = False # keys and values are for generation, which asks for them itself
     return model
@@ -196,6 +196,7 @@ def write_model(model, # Of `transformers`, whole or in slices
     "Write a model's configuration and weights, from the first process"
     one,state = (model.__dict__['_empty'], gathered(model)) if sharded(model) else (model, None)
     if leads():
+        one.config = model.config # which may have changed since it was spread
         with quietly(): one.save_pretrained(folder, state_dict=state)
 
 def save_lm(folder, # Where to
@@ -336,7 +337,7 @@ def takes_positions(model, # A model of texts
     return torch.equal(model(**x).logits, given.logits)
 
 # %% ../nbs/foundations/02_huggingface.ipynb #b92b547a
-def _text_classifier(name, task, seed, dtype, revision, max_length, tokenizer):
+def _text_classifier(name, task, seed, dtype, revision, max_length, tokenizer, layout):
     from transformers import AutoConfig,AutoModelForSequenceClassification
     fresh = is_fresh(name)
     if tokenizer is None: tokenizer = train_tokenizer([task.x[i] for i in task.splits['train'].tolist()]) if fresh else load_tokenizer(name, revision)
@@ -344,7 +345,7 @@ def _text_classifier(name, task, seed, dtype, revision, max_length, tokenizer):
     config = (fresh_config(name, vocab_size=len(tokenizer), **_special(tokenizer), **facts) if fresh else
               _fetch('the configuration', name, lambda: AutoConfig.from_pretrained(name, revision=revision, **facts)))
     config.pad_token_id = tokenizer.pad_token_id
-    model = _build(AutoModelForSequenceClassification, name, config, seed, dtype, revision, 'a text classifier')
+    model = _build(AutoModelForSequenceClassification, name, config, seed, dtype, revision, 'a text classifier', layout)
     model.inputs = Inputs('text', tokenizer, _longest(tokenizer, config, max_length), takes_positions(model))
     return model
 
@@ -366,6 +367,7 @@ def _resize_grid(model, size):
     if emb is None or model.config.image_size == size: return
     old,patch = emb.position_embeddings,model.config.patch_size
     if size % patch: raise ValueError(f'image_size={size}: must be a multiple of the model\'s patches of {patch} pixels')
+    if sharded(model): raise ValueError(f'image_size={size}: a model in slices reads pictures of {model.config.image_size} pixels; leave it out, or use shards=1')
     grid = old[:, -emb.patch_embeddings.num_patches:].unflatten(1, (model.config.image_size//patch, -1)).permute(0, 3, 1, 2)
     new = F.interpolate(grid, (size//patch,)*2, mode='bicubic', antialias=True).flatten(2).mT
     emb.position_embeddings = torch.nn.Parameter(torch.cat([old[:, :old.shape[1]-emb.patch_embeddings.num_patches], new], 1))
@@ -374,7 +376,7 @@ def _resize_grid(model, size):
     emb.patch_embeddings.num_patches,model.config.image_size = (size//patch)**2,size
 
 # %% ../nbs/foundations/02_huggingface.ipynb #72608d8c
-def _image_classifier(name, task, seed, dtype, revision, image_size):
+def _image_classifier(name, task, seed, dtype, revision, image_size, layout):
     from transformers import AutoConfig,AutoModelForImageClassification
     facts = dict(num_labels=task.n_classes, id2label=dict(enumerate(task.classes)), label2id={c: i for i,c in enumerate(task.classes)})
     if is_fresh(name):
@@ -384,7 +386,7 @@ def _image_classifier(name, task, seed, dtype, revision, image_size):
         config = _fetch('the configuration', name, lambda: AutoConfig.from_pretrained(name, revision=revision, **facts))
         reads = _image_facts(name, revision)
         if image_size: reads.update(size=image_size, crop=1.)
-    model = _build(AutoModelForImageClassification, name, config, seed, dtype, revision, 'an image classifier')
+    model = _build(AutoModelForImageClassification, name, config, seed, dtype, revision, 'an image classifier', layout)
     _resize_grid(model, reads['size'])
     model.inputs = Inputs('image', **reads)
     return model
@@ -397,13 +399,14 @@ def load_classifier(name:str, # Hub name, folder, or a new one such as `bert:64x
                     revision:str=None, # A commit, tag or branch of the hub
                     max_length:int=0, # Longest text in tokens; 0: what the model can read, at most 512
                     image_size:int=0, # Height and width of pictures; 0: what the model was made for
-                    tokenizer=None # Another than the model's own
+                    tokenizer=None, # Another than the model's own
+                    layout=None # As for `load_lm`
                    ): # In evaluation mode, with `inputs` that say how it reads a task
     "A classifier of texts or pictures"
     if task.kind not in ('text', 'image'): raise ValueError(f'model={name!r} reads texts or pictures, and {task.name} holds {task.kind} data: choose mlp')
     kind = _dtype(dtype)
-    model = (_text_classifier(name, task, seed, kind, revision, max_length, tokenizer) if task.kind == 'text' else
-             _image_classifier(name, task, seed, kind, revision, image_size))
+    model = (_text_classifier(name, task, seed, kind, revision, max_length, tokenizer, layout) if task.kind == 'text' else
+             _image_classifier(name, task, seed, kind, revision, image_size, layout))
     head = [n for n,p in model.named_parameters() if p.shape[:1] == (task.n_classes,)]
     if not head: raise ValueError(f'model {name!r} has no head for {task.n_classes} classes')
     model.spec = dict(name=name, kind=task.kind, dtype=dtype, revision=revision)

@@ -19,7 +19,7 @@ from torch import nn
 from torch.func import functional_call,vmap
 
 from .core import read_json,read_tensors,seeded,write_json,write_tensors
-from .huggingface import DTYPES,Inputs,load_classifier,load_tokenizer,read_model,write_model
+from .huggingface import DTYPES,Inputs,_in_slices,load_classifier,load_tokenizer,read_model,write_model
 from .processes import leads,wait
 from .reading import reading_rule
 from .sharding import gathered
@@ -135,8 +135,8 @@ def _examples(task):
     rows,lengths = task.splits['train'],getattr(task.x, 'lengths', None)
     return rows[:2] if lengths is None else rows[lengths[rows].argsort()[[0, -1]]]
 
-def _pretrained(name, task, seed, options):
-    model = load_classifier(name, task, seed, **options)
+def _pretrained(name, task, seed, layout, options):
+    model = load_classifier(name, task, seed, layout=layout, **options)
     read = model.inputs(task)
     model.reads,model.site = reading_rule(model, read.batch(_examples(read)).x),'layers.-1.resid_post'
     return model
@@ -145,10 +145,11 @@ def _pretrained(name, task, seed, options):
 def make_model(name:str, # `mlp`, `cnn` or `vit`, with sizes if you wish: `mlp:64x32`; or a model of `transformers`
                task, # The `Task` to classify: gives input shape and number of classes
                seed:int=0, # Decides the initial weights; of a pretrained model, those of its head
+               layout=None, # Spread a model of `transformers` over processes as this `TrainConfig` says; each has all of it when absent
                **options # For a model of `transformers`: see `load_classifier`
               )->nn.Module:
     "A classifier for `task`"
-    if name.partition(':')[0] not in ARCHITECTURES: return _pretrained(name, task, seed, options)
+    if name.partition(':')[0] not in ARCHITECTURES: return _pretrained(name, task, seed, layout, options)
     kinds = ARCHITECTURES[_sizes(name)[0]][1]
     if task.kind not in kinds: raise ValueError(f"model={name!r} reads {' or '.join(kinds)} inputs, and {task.name} holds {task.kind}: choose another model")
     if used := [f'{k}={v}' for k,v in options.items() if v not in (0, None, 'float32')]: raise ValueError(f"model={name!r} has no use for {', '.join(used)}: leave it out")
@@ -170,10 +171,11 @@ def save_model(path, # A folder
     write_json(Path(path)/'config.json', getattr(model, 'spec', None))
 
 def load_model(path, # A folder that `save_model` wrote
-               model:nn.Module=None # A model to fill, when it was not made by `make_model`
+               model:nn.Module=None, # A model to fill, when it was not made by `make_model`
+               layout=None # As for `make_model`
               )->nn.Module:
     "Read a model back"
-    if (Path(path)/'reads.json').exists(): return _load_pretrained(Path(path))
+    if (Path(path)/'reads.json').exists(): return _load_pretrained(Path(path), layout)
     file,weights = Path(path)/'config.json',Path(path)/'model.safetensors'
     spec,state = read_json(file),read_tensors(weights)[0]
     if model is None:
@@ -196,11 +198,12 @@ def _save_pretrained(path, model):
     write_json(path/'reads.json', dict(spec=model.spec, reads=model.reads, site=model.site, inputs=replace(model.inputs, tokenizer=None)))
     wait()
 
-def _load_pretrained(path):
+def _load_pretrained(path, layout):
     from transformers import AutoModelForImageClassification,AutoModelForSequenceClassification # half a second, that small models should not pay
     facts = read_json(path/'reads.json')
     text = facts['inputs']['kind'] == 'text'
-    model = read_model(AutoModelForSequenceClassification if text else AutoModelForImageClassification, path, DTYPES[facts['spec']['dtype']])
+    auto,dtype = AutoModelForSequenceClassification if text else AutoModelForImageClassification,DTYPES[facts['spec']['dtype']]
+    model = _in_slices(auto, path, None, dtype, None, 'a classifier', layout) if layout and layout.shards > 1 else read_model(auto, path, dtype)
     model.inputs = Inputs(**{**facts['inputs'], 'tokenizer': load_tokenizer(path) if text else None})
     model.spec,model.reads,model.site = facts['spec'],facts['reads'],facts['site']
     return model

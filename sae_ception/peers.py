@@ -271,6 +271,7 @@ def meet(self:Follower, patience=600.)->dict: # The first message
             self.line.send(rank=self.me.rank, key=facts['key'], pid=os.getpid(), host=socket.gethostname())
             if first := self.line.read(): return first
         except (OSError, ValueError): pass
+        self.line = None
         time.sleep(.1)
     if os.getppid() != self.starter: raise Refused(f'what started process {self.me.rank} is gone: run the same command again')
     raise Refused(f'process {self.me.rank} has waited {patience:.0f} seconds for process 0: can all machines see {place(self.note.parent.parent)}?')
@@ -324,7 +325,9 @@ def _leading(me, notebook, file):
     "The first launcher, which tells of a signal while no kernel does"
     peer = Leader(me, file.parent/'processes')
     def tell(signum, frame):
-        os.write(2, f'{notebook.stem}: stopped by {signal.Signals(signum).name}; run it again to resume{_absent(peer.absent)}\n'.encode())
+        end = next(iter([*peer.ends.values()]), None)
+        why = f'process {end.rank} of {me.size} {end.why}; {_again()}' if end else f'stopped by {signal.Signals(signum).name}; run it again to resume{_absent(peer.absent)}'
+        os.write(2, f'{notebook.stem}: {why}\n'.encode())
         raise SystemExit(128 + signum)
     with on_signals(tell): yield peer
 
@@ -359,26 +362,27 @@ def _lead(me, notebook, file, values, resume, until, scratch):
 # %% ../nbs/cycle/03_peers.ipynb #5c9fa884
 def _follow(me, notebook, file, values, until):
     "What the other launchers do"
-    peer = Follower(me, file.parent/'processes')
+    peer,terminal = Follower(me, file.parent/'processes'),os.dup(2)
+    gone = f'{notebook.stem}: process 0 of {me.size} is gone: its launcher was ended from outside\nthe others were stopped; {_again()}\n'
     def leave_at_once(signum, frame):
-        if me.rank == 1 and not peer.line: os.write(2, f'{notebook.stem}: stopped by {signal.Signals(signum).name}; run it again to resume{_absent([0])}\n'.encode())
+        lost,absent = peer.ended.is_set() and not peer.last,f'{notebook.stem}: stopped by {signal.Signals(signum).name}; run it again to resume{_absent([0])}\n'
+        if me.rank == 1 and (lost or not peer.line): os.write(terminal, (gone if lost else absent).encode())
         os._exit(128 + signum)
-    with on_signals(leave_at_once): first = peer.meet()
-    if 'end' in first: return leave(first['end'])
-    work,terminal = Path(first['work']),os.dup(2)
-    _for_kernel(me, first['there'])
-    own = work/f'processes/{me.rank}.ipynb'
-    own.parent.mkdir(exist_ok=True)
-    with open(own.with_suffix('.log'), 'a') as log:
-        for o in (1, 2): os.dup2(log.fileno(), o)
-    threading.Thread(target=peer.listen, daemon=True).start()
-    code,why = execute(notebook, own, injected(notebook, values, work), until, says=False, beside=peer.watching)
+    with on_signals(leave_at_once):
+        if 'end' in (first := peer.meet()): return leave(first['end'])
+        work = Path(first['work'])
+        _for_kernel(me, first['there'])
+        own = work/f'processes/{me.rank}.ipynb'
+        own.parent.mkdir(exist_ok=True)
+        with open(own.with_suffix('.log'), 'a') as log:
+            for o in (1, 2): os.dup2(log.fileno(), o)
+        threading.Thread(target=peer.listen, daemon=True).start()
+        code,why = execute(notebook, own, injected(notebook, values, work), until, says=False, beside=peer.watching)
     mark(own, code, why)
     peer.line.send(**peer.mine(code, why))
     with on_signals(lambda *args: None): peer.ended.wait()
     if not peer.last:
-        text = f'{notebook.stem}: process 0 of {me.size} is gone: its launcher was ended from outside\nthe others were stopped; {_again()}\n'
-        if me.rank == 1: os.write(terminal, text.encode())
+        if me.rank == 1: os.write(terminal, gone.encode())
         return leave(1)
     return leave(peer.last['end'], peer.last['why'] if peer.last['by'] == me.rank or peer.signum else '')
 

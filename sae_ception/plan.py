@@ -424,9 +424,10 @@ def _tuned(q, f, copies):
     return parts | {'model: holes': int(.15*sum(parts.values()))}
 
 def _cycle(q, f):
-    kept = lambda n: {} if _gpu(q) else {'model: arms, whole': n*f['weights']} # beside a GPU, the memory of the machine has them
-    return {'fine-tuning': _tuned(q, f, True) | kept(2), 'SAE': kept(2) | {'activations': 2*4*q.rows*f['d']} | _sae_parts(q, f['d'])}
-def _pretrain(q, f): return {'training': _tuned(q, f, False) | {'SAE: weights': sae_memory(f['d'], coder_of(q, f['d']), 1)['weights']}}
+    kept = {} if _gpu(q) or q.shards > 1 else {'model: arms, whole': 2*f['weights']} # beside a GPU, the memory of the machine has them; those in slices are on disk
+    return {'fine-tuning': _tuned(q, f, True) | kept, **_written(q, f), 'SAE': kept | {'activations': 2*4*q.rows*f['d']} | _sae_parts(q, f['d'])}
+def _pretrain(q, f): return {'training': _tuned(q, f, False) | {'SAE: weights': sae_memory(f['d'], coder_of(q, f['d']), 1)['weights']}, **_written(q, f)}
+def _written(q, f): return {} if _gpu(q) or q.shards == 1 else {'writing': {'model: weights': f['weights']//q.shards, 'model: whole, in the first process': f['weights']}}
 
 # %% ../nbs/cycle/04_plan.ipynb #6b2f2132
 def memory_here()->int: # Bytes
@@ -511,9 +512,9 @@ def changes(q:PlanConfig # The question
 # %% ../nbs/cycle/04_plan.ipynb #4558925b
 def host_memory(q:PlanConfig # The question
                )->int: # Bytes
-    "What the memory of the machine has to hold, of all devices together: what is offloaded, and the whole models that a cycle keeps"
-    f = facts_of(q)
-    return 3*(q.job == 'cycle' and _gpu(q))*q.gpus*f['weights'] + q.offload*q.gpus//q.shards*(f['weights'] + (1 + _optimizer(q) + (q.job == 'cycle'))*f['moving'])
+    "What the memory of the machine has to hold, of all devices together: what is offloaded, the whole models that a cycle keeps, and the one in slices that is written"
+    f,whole = facts_of(q),0 if q.job == 'lm_sae' or not _gpu(q) else 1 if q.shards > 1 else 3*q.gpus*(q.job == 'cycle')
+    return whole*f['weights'] + q.offload*q.gpus//q.shards*(f['weights'] + (1 + _optimizer(q) + (q.job == 'cycle'))*f['moving'])
 
 def changed(q:PlanConfig, # The question
             made:pd.DataFrame # From `changes`

@@ -226,11 +226,30 @@ def job_states(jobs # Numbers of array jobs
     return found
 
 # %% ../nbs/cycle/05_slurm.ipynb #e5a2e78d
+def _noted(file):
+    "What a submission noted, if that is whole"
+    try: found = json.loads(file.read_text(encoding='utf-8'))
+    except (OSError, ValueError, RecursionError): found = None
+    kinds = dict(jobs=list, parts=dict, values=dict, experiment=str)
+    bad = [k for k,kind in kinds.items() if not isinstance(found.get(k), kind)] if isinstance(found, dict) else [*kinds]
+    each = not bad and all(isinstance(o, str) for o in [*found['jobs'], *found['parts'].values()]) and all(isinstance(found['values'].get(k), dict) for k in found['parts'])
+    states = found.get('states', {}) if each else None
+    if isinstance(states, dict) and all(isinstance(o, list) and len(o) == 2 for o in states.values()): return found
+    why = f"does not tell {' and '.join(bad)}" if bad else 'does not tell each part'
+    raise Refused(f'{place(file)} is damaged, or of another version ({why}): remove it and submit the sweep again; what was computed is kept, and jobs that are still there will be named')
+
+
+def _sent(folder): # numbers of the jobs that have scripts there, the report's aside
+    rows = [o.split(maxsplit=1) for o in _ask('squeue', '-h', '-t', 'all', '-o', '%F %o').stdout.splitlines()] if shutil.which('squeue') else []
+    return sorted({job for job,script in rows if Path(script).parent == folder and not script.endswith('/report.sh')}, key=int)
+
+# %% ../nbs/cycle/05_slurm.ipynb #5ae19583
 def submissions(out # The directory of a sweep
                )->list: # What each `submission.json` says, the first one first
     "The jobs that were sent for a sweep"
-    files = sorted(Path(out).glob('slurm/*/submission.json'), key=lambda o: int(o.parent.name))
-    return [json.loads(o.read_text(encoding='utf-8')) | dict(folder=str(o.parent)) for o in files]
+    files = sorted((o for o in Path(out).glob('slurm/*/submission.json') if o.parent.name.isdigit()), key=lambda o: int(o.parent.name))
+    notes = [_noted(o) | dict(folder=str(o.parent)) for o in files]
+    return [o | dict(jobs=o['jobs'] or _sent(Path(o['folder']).resolve())) for o in notes]
 
 def part_states(out # The directory of a sweep
                )->dict: # Name of a run directory -> job, state, reason, log
@@ -238,7 +257,7 @@ def part_states(out # The directory of a sweep
     found = {}
     for o in submissions(out):
         states = {tuple(k.split('_')): v for k,v in o.get('states', {}).items()} | {(j, str(t)): v for (j, t),v in job_states(o['jobs']).items()}
-        for task,name in o['parts'].items():
+        for task,name in o['parts'].items() if o['jobs'] else ():
             rows = [(job, *states.get((job, task), ('UNKNOWN', ''))) for job in o['jobs']]
             job,state,why = next((r for r in rows if r[1] != 'COMPLETED'), rows[-1])
             found[name] = dict(job=f'{job}_{task}', state=state, why=why, log=str(Path(o['folder'])/f'part_{task}.log'), experiment=o['experiment'], values=o['values'][task])
@@ -259,10 +278,10 @@ def _write(file, facts):
 
 # %% ../nbs/cycle/05_slurm.ipynb #1784e83d
 def _check_idle(out, names):
-    "Refuse what other jobs are at, also those of a command that was killed before it could note them"
+    "Refuse what other jobs are at, also those whose note was removed"
     rows = [o.split(maxsplit=1) for o in _ask('squeue', '-h', '-o', '%F %o').stdout.splitlines()] if shutil.which('squeue') else []
     unknown = dict.fromkeys(job for job,script in rows if Path(script).is_relative_to(out/'slurm') and not Path(script).with_name('submission.json').exists())
-    if unknown: raise Refused(f"a command that was interrupted has sent jobs for {place(out)}: end them by `scancel {' '.join(unknown)}`, and give this one again")
+    if unknown: raise Refused(f"there are jobs for {place(out)} without a submission.json: end them by `scancel {' '.join(unknown)}`, and give this command again")
     for name,o in part_states(out).items():
         if name in names and o['state'] in LIVE:
             raise Refused(f"job {o['job']} is still at {name} ({o['state'].lower()}): wait for it, or end it by `scancel {o['job']}`")
@@ -322,8 +341,10 @@ def submit(notebook, # Path of a notebook
     folder.mkdir()
     (folder/'sweep.yaml').write_text(yaml.safe_dump(given, sort_keys=False), encoding='utf-8')
     for name,text in scripts.items(): (folder/name).write_text(text, encoding='utf-8')
+    note = dict(jobs=[], experiment=notebook.stem, parts=todo, values={i: parts[i] for i in todo})
+    _write(folder/'submission.json', note)
     *jobs,last = _send(folder, scripts)
-    _write(folder/'submission.json', dict(jobs=jobs, report=last, experiment=notebook.stem, parts=todo, values={i: parts[i] for i in todo}))
+    _write(folder/'submission.json', note | dict(jobs=jobs, report=last))
     print(f'{notebook.stem}: {len(todo)} of {len(parts)} parts sent to Slurm', *(f'  {jobs[0]}_{i}  {o}' for i,o in todo.items()),
           f'report: job {last}, in {place(folder)}/report.log', f'`sae_ception runs {place(out)}` tells how they are', sep='\n')
     return 0

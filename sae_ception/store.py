@@ -6,9 +6,11 @@
 __all__ = ['store_bytes', 'write_store', 'Store', 'StoreRows']
 
 # %% ../nbs/foundations/07_store.ipynb #88da8090
-import errno,json,os,re,shutil,threading,time
+import errno,json,os,re,shutil,time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -331,19 +333,26 @@ def _check_sites(self:Store, sites):
     return list(sites)
 
 # %% ../nbs/foundations/07_store.ipynb #9a9a6368
+def _in_memory(f, at):
+    "Is this byte of an open file in memory? `False` where the system does not tell"
+    try: return os.preadv(f.fileno(), [bytearray(1)], at, os.RWF_NOWAIT) == 1
+    except (OSError, AttributeError): return False
+
 @patch
 def _verify(self:Store, split, shard, part, rows=None):
-    "Check what was not yet checked of a file: all, or the pieces that hold its header and the rows from, to"
+    "Read, and check, what was not yet checked of a file or is not in memory: all, or the pieces that hold its header and the rows from, to"
     o = self.meta['shards'][split][shard]
     facts,size = o['files'][part],self.meta['settings']['checksum']['piece']
     file,done = self.path/facts['name'],self.verified.setdefault(facts['name'], set())
     a,b = (facts['bytes'] - (o['total'] - r)*2*self.widths[part] for r in rows) if rows else (0, facts['bytes'])
     if not done and (wrong := _whole(self.path, facts)): raise self._wrong(facts, part, wrong)
-    for i in sorted({0, *range(a//size, -(-b//size))} - done):
-        try: found = checksum(file, i*size, size)
-        except OSError as e: raise self._wrong(facts, part, f'cannot be read ({e.strerror})') from None
-        if found != facts['checksums'][i]: raise self._wrong(facts, part, 'is not what was written (its checksum differs)')
-        done.add(i)
+    try:
+        with open(file, 'rb', 0) as f:
+            for i in sorted({0} - done | {*range(a//size, -(-b//size))}):
+                if i in done and _in_memory(f, max(a, i*size)): continue
+                if checksum(file, i*size, size) != facts['checksums'][i]: raise self._wrong(facts, part, 'is not what was written (its checksum differs)')
+                done.add(i)
+    except OSError as e: raise self._wrong(facts, part, f'cannot be read ({e.strerror})') from None
 
 # %% ../nbs/foundations/07_store.ipynb #6781c807
 @patch
@@ -355,6 +364,13 @@ def open(self:Store, split:str, # `train` or `held_out`
     "The tensors of one file"
     self._verify(split, shard, part, rows)
     with safe_open(self.path/self.meta['shards'][split][shard]['files'][part]['name'], 'pt') as f: return {k: f.get_tensor(k) for k in f.keys()}
+
+@patch
+def _map(self:Store, split, shard, site):
+    "The activations of a shard, mapped: nothing is read, and nothing checked"
+    o,d = self.meta['shards'][split][shard],self.widths[site]
+    facts = o['files'][site]
+    return torch.from_numpy(np.memmap(self.path/facts['name'], np.int16, 'c', facts['bytes'] - 2*o['total']*d, (o['total'], d))).view(torch.bfloat16)
 
 # %% ../nbs/foundations/07_store.ipynb #766b333d
 @patch
@@ -380,7 +396,8 @@ class StoreRows(Rows):
         self.total = sum(map(len, self.kept))
         if not self.total: raise ValueError(f'the masks leave no row of {store.total()}: {self.counts}')
         self.start = np.cumsum([0, *sizes])
-        self.gather,self.mapped,self.here,self.ahead = {k: Gather(sizes, d) for k,d in self.widths.items()},{},{},(None,)*3
+        self.gather,self.here = {k: Gather(sizes, d) for k,d in self.widths.items()},{}
+        self.readers,self.ahead,self.mapped = ThreadPoolExecutor(2),{},WeakValueDictionary()
         self._start(store=store.meta['settings'], sites=sites, masks=masks, block=block, shards=self.shards, seed=seed)
 
     def _kept(self, split, masks):
@@ -421,53 +438,38 @@ def _mixed(self:StoreRows, p, w, opened):
 
 # %% ../nbs/foundations/07_store.ipynb #231fd523
 @patch
-def _ready(self:StoreRows, i, site, pieces):
-    "A file, mapped, and the bytes of it that pieces of a window need, checked"
-    found = [(int(self.kept[i][a]), int(self.kept[i][b-1]) + 1) for a,b in pieces]
-    for o in found: self.store._verify('train', i, site, o)
-    if (i, site) not in self.mapped: self.mapped[i, site] = self.store.open('train', i, site, (0, 0))['h']
-    return [self.mapped[i, site][a:b] for a,b in found]
+def _read(self:StoreRows, jobs, *_):
+    "Bring what a window needs of its files into memory, checked; return the files, mapped. What else it is given is let go by the thread that held it last, since unmapping takes a while"
+    files = {}
+    for i,site,pieces in jobs:
+        found = [(int(self.kept[i][a]), int(self.kept[i][b-1]) + 1) for a,b in pieces]
+        for o in found: self.store._verify('train', i, site, o)
+        if (h := self.mapped.get((i, site))) is None: self.mapped[i, site] = h = self.store._map('train', i, site)
+        for a,b in found: touch(h[a:b])
+        files[i, site] = h
+    return files
 
 @patch
-def _read(self:StoreRows, jobs, failed):
-    for job in jobs:
-        try:
-            for h in self._ready(*job): touch(h)
-        except (OSError, ValueError): failed.append(job)
-
-@patch
-def _prepare(self:StoreRows, p, w, found):
-    opened,failed = self._opened(p, w),[]
-    jobs = [(i, k, o) for i,o in opened.items() for k in self.widths]
-    half = threading.Thread(target=self._read, args=(jobs[1::2], failed))
-    half.start()
-    found += [opened, self._mixed(p, w, opened), failed]
-    self._read(jobs[::2], failed)
-    half.join()
+def _prepare(self:StoreRows, p, w, old):
+    "The shards of a window; and, when the threads are so far, its rows in their order, and its files"
+    opened = self._opened(p, w)
+    jobs = iter([(i, k, o) for i,o in opened.items() for k in self.widths]) # both threads take the next
+    return opened,*(self.readers.submit(*o) for o in ((self._mixed, p, w, opened), (self._read, jobs, old), (self._read, jobs)))
 
 # %% ../nbs/foundations/07_store.ipynb #bde8977e
 @patch
 def _window(self:StoreRows, p, w):
     "Rows of window `w` of pass `p`, numbered through the store"
-    if w >= len(self.kept): return None
-    place,thread,found = self.ahead
-    if place == (p, w): thread.join()
-    else: self._prepare(p, w, found := [])
-    opened,rows,failed = found
-    for job in failed: self._ready(*job)
-    keep,self.here = {*opened, *self.here},opened # rows of the last window may still be asked for
-    self.mapped = {k: v for k,v in self.mapped.items() if k[0] in keep}
+    if w >= (n := len(self.kept)): return None
+    places,old = [(p + (w+i)//n, (w+i) % n) for i in range(3)],[]
+    self.ahead = {o: self.ahead.get(o) or self._prepare(*o, old) for o in places}
+    opened,rows,*files = self.ahead.pop((p, w))
+    files = {k: v for o in files for k,v in o.result().items()}
     for k,g in self.gather.items():
-        g.close(keep)
-        for i in opened.keys() - g.held.keys(): g.open(i, self.mapped[i, k])
-    self._look_ahead(*(p, w+1) if w+1 < len(self.kept) else (p+1, 0))
-    return rows
-
-@patch
-def _look_ahead(self:StoreRows, *place):
-    thread = threading.Thread(target=self._prepare, args=(*place, found := []))
-    thread.start()
-    self.ahead = place,thread,found
+        old += g.close({*opened, *self.here}) # rows of the last window may still be asked for
+        for i in opened.keys() - g.held.keys(): g.open(i, files[i, k])
+    self.here = opened
+    return rows.result()
 
 # %% ../nbs/foundations/07_store.ipynb #e8a79482
 @patch

@@ -227,6 +227,7 @@ def _check_processes(models, aux):
     if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for o in models for m in o.modules()):
         raise ValueError(f'{type(models[0]).__name__} has a BatchNorm, whose means would be those of the rows of one process: train it with one process, or with another norm')
     if any(a.loss == 'broadcast' for a in aux): raise ValueError('the broadcast loss depends on who shares a batch: reproduce it with one process')
+    if any(a.rule == 'end' for a in aux): raise ValueError('the last position of a padded text (pad) depends on the longest text beside it, and so on who shares a batch: reproduce it with one process')
 
 # %% ../nbs/sharpening/01_training.ipynb #ba16b2ee
 def draw(s # A training: has `seed`, which is `None` where nothing is drawn, and `step`
@@ -330,7 +331,8 @@ def finetune(models:list, # Models of one architecture; changed in place
              site:str=None, # Where auxiliary losses apply; the models' own `site` if not given
              seeds:list=None, # One a model, for the order of examples; 0, 1, 2... if not given
              checkpoint=None, # A file to resume from and save to
-             note=None # Called with the number of a model and each row of its history as it comes, those that a checkpoint knows first
+             note=None, # Called with the number of a model and each row of its history as it comes, those that a checkpoint knows first
+             first:int=0 # Number of the first model in the names of checkpoints
             )->list: # One `Fit` a model
     "Train models on the task and towards their targets, together where that is faster"
     aux = aux or [Auxiliary()]*len(models)
@@ -338,7 +340,7 @@ def finetune(models:list, # Models of one architecture; changed in place
     if not len(models) == len(aux) == len(seeds): raise ValueError(f'{len(models)} models, {len(aux)} auxiliary losses and {len(seeds)} seeds: give one each')
     _check_processes(models, aux)
     if stackable(models) and config.shards == 1 and not config.offload: return _fit(_Many(models, site), models, task, config, aux, site, seeds, checkpoint, note)
-    files = [checkpoint and f'{checkpoint}.{i}.safetensors' for i in range(len(models))]
+    files = [checkpoint and f'{checkpoint}.{first + i}.safetensors' for i in range(len(models))]
     def alone(i, m, a, s, f):
         with seeded(s): return _fit(_Solo(m, site, a.rule), [m], task, config, [a], site, [s], f, note and (lambda _, row: note(i, row)))[0]
     return [alone(i, *o) for i,o in enumerate(zip(models, aux, seeds, files))]

@@ -68,6 +68,11 @@ def words(o):
     try: return ' '.join(o.cmdline())
     except psutil.Error: return ''
 
+def rank_of(o):
+    "Its number among the processes of torchrun"
+    try: return int(o.environ().get('RANK', -1))
+    except psutil.Error: return -1
+
 def send(found, signum):
     "A signal to processes, as far as they live"
     for o in found:
@@ -182,12 +187,12 @@ def go_on(case, out, reference, tries=3, **env):
         if code == 0: break
     return dict(attempts=attempt, code=code, differs=difference(out, reference['files']), **(dict(said=said[-600:]) if code else {}))
 
-def at_random(rng, job, reference):
-    "Wait for a random moment of the work, just after a random file, or in the first seconds of the process; tells how long after which file it is"
+def at_random(rng, job, reference, share=1.):
+    "Wait for a random moment of the work (of its first `share`), just after a random file, or in the first seconds of the process; tells how long after which file it is"
     if rng.random() < .1:
         time.sleep(after := rng.uniform(0, .4*reference['took']))
         return f'{after:.2f} s after its start'
-    marks = reference['marks']
+    marks = [o for o in reference['marks'] if o[0] <= share*reference['marks'][-1][0]]
     if rng.random() < .5: at = rng.uniform(0, marks[-1][0] + .3); i = max(k for k,o in enumerate(marks) if o[0] <= at or not k); after = max(0, at - marks[i][0]) # any time
     else: i,after = rng.randrange(len(marks)),rng.uniform(0, .05) # just after a file was written
     while not (job.out/marks[i][1]).exists() and job.p.poll() is None: time.sleep(.002)
@@ -260,7 +265,7 @@ def rank(i, rng, folder, cases):
         family,kernels = job.family()
         launchers = [o for o in family[1:] if ' -m sae_ception ' in words(o) and 'torch.distributed' not in words(o)]
         job.tell(kernels)
-        ranked = lambda found: [o for o in found if o.is_running() and o.environ().get('RANK') == str(r)]
+        ranked = lambda found: [o for o in found if rank_of(o) == r]
         victims = dict(launcher=ranked(launchers), kernel=ranked(kernels), torchrun=family[:1]).get(whom.split(',')[0], kernels)
         early = job.p.poll() is None and victims
         send(victims, signal.SIGTERM if 'SIGTERM' in whom else signal.SIGKILL)
@@ -474,7 +479,7 @@ def clock(i, rng, folder, cases):
     reference = undisturbed(case, folder)
     flag.unlink(missing_ok=True); shutil.rmtree(out, ignore_errors=True)
     job = Job(CASES[case], out, LD_PRELOAD=shim, CLOCK_FILE=flag, CLOCK_JUMP=days*86400)
-    moment = at_random(rng, job, reference)
+    moment = at_random(rng, job, reference, .5) # early enough for its log to show it
     flag.touch()
     if i % 2:
         time.sleep(rng.uniform(0, 2))

@@ -30,6 +30,8 @@ case('llama, slices, with a checkpoint', 'llama:512x12', n=2, shards=2, save=Tru
 case('gpt2, classifier', 'gpt2:512x12', 'cycle')
 case('llama, classifier, slices', 'llama:512x12', 'cycle', n=2, shards=2)
 case('gpt_neox, classifier, from the site on', 'gpt_neox:512x12', 'cycle', part='from_site', layer=8)
+case('llama, cycle', 'llama:512x12', 'cycle', cycles=1)
+case('llama, cycle, slices', 'llama:512x12', 'cycle', n=2, shards=2, cycles=1)
 VOCAB,SMALL = 8000,'32x2'
 
 def of(name): return next(int(o.split()[1])*1024 for o in open('/proc/self/status') if o.startswith(name))
@@ -55,10 +57,12 @@ def trained(c, folder, phase):
     "Two steps as the experiments make them; what is held at the end, in bytes"
     import torch
     from sae_ception import pretraining,training
+    from sae_ception.cycle import CycleConfig,run_cycles
     from sae_ception.data import make_task
     from sae_ception.huggingface import load_lm,load_tokenizer
     from sae_ception.models import make_model
     from sae_ception.sae.coders import SAE,SAEConfig
+    from sae_ception.sae.training import SAETrainConfig
     from sae_ception.sharding import local
     from sae_ception.tokens import TokenStream
     rows,layout = c['batch_size'],{o: c[o] for o in ('shards', 'precision', 'checkpointing', 'accumulation') if o in c}
@@ -71,8 +75,9 @@ def trained(c, folder, phase):
             model,tokenizer = load_lm(folder, layout=config)
         else:
             config = training.TrainConfig(epochs=1, batch_size=rows, device='cpu', part=c.get('part', 'all'), **layout)
-            task = make_task(texts[:3*rows], [i % 2 for i in range(3*rows)], 'cats', ('a', 'b'))
-            model = make_model(folder, task, 0, max_length=c['context'])
+            n = 80 if c.get('cycles') else 3*rows
+            task = make_task([f'{i} {o}' for i,o in enumerate(texts[:n])], [i % 2 for i in range(n)], 'cats', ('a', 'b'))
+            model = None if c.get('cycles') else make_model(folder, task, 0, config if config.shards > 1 else None, max_length=c['context'])
     def note(model, opt): held.update(
         weights=sum(local(o).nbytes for o in (*model.parameters(), *model.buffers())), gradients=sum(local(p.grad).nbytes for p in model.parameters() if p.grad is not None),
         moments=sum(local(v).nbytes for s in opt.state.values() for v in s.values() if torch.is_tensor(v)))
@@ -85,6 +90,8 @@ def trained(c, folder, phase):
             if c['job'] == 'pretrain':
                 sae = SAE(width, SAEConfig(width=4*width, k=8))
                 pretraining.pretrain(model, TokenStream(texts, tokenizer, c['context']), config, pretraining.token_auxiliary('per_token', sae, 4, .1), site, checkpoint=f'{folder}.saved' if c.get('save') else None)
+            elif c.get('cycles'):
+                run_cycles(task, CycleConfig(folder, dict(max_length=c['context']), site, c['cycles'], k=4, baseline=config, tune=config, sae=SAEConfig(width=4*width, k=8), sae_train=SAETrainConfig(epochs=2)), f'{folder}.run')
             else: training.finetune([model], task, config, site=site)
     finally: module._step = step
     return held
@@ -102,9 +109,10 @@ def measure(c, folder):
     settle()
     base = of('VmRSS')
     held = trained(c, f'{folder}/{c["model"]}', phase)
-    q = PlanConfig(f'{folder}/{c["model"]}', gpus=c['n'], k=8, **{'layer': 1, 'width': 4*int(size.partition('x')[0])} | {k: v for k,v in c.items() if k not in ('name', 'model', 'n', 'save')})
+    q = PlanConfig(f'{folder}/{c["model"]}', gpus=c['n'], k=8, **{'layer': 1, 'width': 4*int(size.partition('x')[0])} | {k: v for k,v in c.items() if k not in ('name', 'model', 'n', 'save', 'cycles')})
     told = estimate(q)
-    told = told[(told.stage != 'SAE') & ~told.part.isin(['Python and libraries', 'model: arms, whole', *([] if c.get('save') else ['model: checkpoint'])])].set_index('part').bytes.to_dict() # a cycle's other models are not here
+    stage = told.groupby('stage', sort=False).bytes.sum()
+    told = told[(told.stage == (stage.idxmax() if c.get('cycles') else stage.index[0])) & ~told.part.isin(['Python and libraries', *([] if c.get('cycles') else ['model: arms, whole']), *([] if c.get('save') or c.get('cycles') else ['model: checkpoint'])])].set_index('part').bytes.to_dict() # a cycle's other models are not here
     worst = {k: max(o[k] for o in everyone(found)) for k in found}
     if leads(): print(json.dumps(c | dict(told=told, held=held, base=base, **worst)), flush=True)
 

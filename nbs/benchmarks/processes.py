@@ -3,6 +3,8 @@
 
     python processes.py same     processes.jsonl        each experiment and each way of sharing it, in two processes (some in four), against one
     python processes.py layouts  processes.jsonl        one process of several is SIGKILLed in the middle, and another number of them goes on
+    python processes.py starts   processes.jsonl        one of two processes is SIGKILLed in the first eight seconds, and the same command is given again
+    python processes.py twins    processes.jsonl        presets of large models, and what `plan` writes, in tiny: to the end in two processes that share each model
     python processes.py digits   processes.jsonl        what a change of the last digit becomes in one process, for comparison (not with --modes)
     python processes.py steps    processes.jsonl        seconds of a step of an SAE whose rows or features are shared (not with --modes)
     python processes.py all      processes.jsonl        all of these
@@ -17,6 +19,8 @@ import faults
 # GPT-2 has dropout, and each process draws it for its own rows; Llama has none. Where a run can begin from what another has trained, it does
 CASES = {k: o.replace('gpt2:', 'llama:') for k,o in faults.CASES.items()}
 CASES |= dict(auxiliary='auxiliary epochs=10 source=SAE', lm_new=CASES['lm_sae'], **{k: re.sub('llama:[^ ]*', 'LM', CASES[k]) for k in ('lm_sae', 'lm_store')})
+EXACT = ' in float32' # cases whose SAEs read activations as the model made them, where the buffer of live rows rounds to bf16
+CASES |= {o + EXACT: CASES[o] for o in ('pretrain', 'lm_new')}
 SOURCES = dict(SAE=('sae', 'sae-alone'), LM=('lm_new', 'lm_new-alone/model')) # in words of a command: whose run, and where
 # name: command, what is added in several processes, how many
 MODES = {
@@ -25,6 +29,26 @@ MODES = {
     'pretrain': ('pretrain', '', 2), 'pretrain, 2 shards': ('pretrain', 'shards=2', 2), 'pretrain, 2 shards, twice': ('pretrain', 'shards=2', 4),
     'lm_sae, new model': ('lm_new', '', 2), **{f'lm_sae, {o}': ('lm_sae', f'spread={o}', 2) for o in ('rows', 'features')}, 'lm_sae, rows, 3': ('lm_sae', 'spread=rows', 3),
     **{f'lm_sae, store, {o}': ('lm_store', f'spread={o}', 2) for o in ('rows', 'features')}}
+
+MODES |= {mode + EXACT: (case + EXACT, *how) for mode,(case,*how) in MODES.items() if case in ('pretrain', 'lm_new')}
+
+# Loaded by every Python process of such a case: there is no parameter for it
+FLOAT32 = '''
+import importlib.machinery,sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name != 'sae_ception.rows': return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        load = spec.loader.exec_module
+        def exec_module(module):
+            import torch
+            load(module)
+            init = module.LiveRows.__init__
+            init.__defaults__ = tuple(torch.float32 if o is torch.bfloat16 else o for o in init.__defaults__)
+        spec.loader.exec_module = exec_module
+        return spec
+sys.meta_path.insert(0, Finder())
+'''
 
 def command(case, more, n, out):
     "The words of a run in `n` processes"
@@ -36,6 +60,10 @@ class Started:
     "A run, started as a person starts it"
     def __init__(self, case, more, n, out):
         env = {**os.environ, 'OMP_NUM_THREADS': '1', 'HF_HUB_OFFLINE': '1', 'SAE_CEPTION_SAVE_EVERY': str(faults.SAVE_EVERY)}
+        if case.endswith(EXACT):
+            self.folder = tempfile.TemporaryDirectory()
+            Path(self.folder.name, 'sitecustomize.py').write_text(FLOAT32)
+            env['PYTHONPATH'] = os.pathsep.join([self.folder.name, *filter(None, [env.get('PYTHONPATH')])])
         self.out,self.n,self.log,self.begin = Path(out),n,tempfile.TemporaryFile('w+'),time.monotonic()
         self.p = subprocess.Popen(command(case, more, n, out), stdout=self.log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=env, start_new_session=True)
 
@@ -60,11 +88,11 @@ class Started:
             except psutil.Error: pass
         self.p.wait()
 
-    def kernel(self, rank):
-        "The kernel of one of the processes; nothing while there is none"
+    def process(self, rank, what='ipykernel_launcher'):
+        "The kernel of one of the processes, or `sae_ception` itself; nothing while there is none"
         for o in self.family:
             try:
-                if 'ipykernel_launcher' in ' '.join(o.cmdline()) and o.environ().get('RANK', '0') == str(rank): return o
+                if what in o.cmdline() and o.environ().get('RANK', '0' if self.n == 1 else '') == str(rank): return o
             except psutil.Error: pass
 
 # ------------------------------------------------------------------ what differs
@@ -162,7 +190,7 @@ def layouts(folder, modes=tuple(LAYOUTS), seed=0, tries=5):
             while not (out/mark).exists() and o.p.poll() is None: time.sleep(.01)
             time.sleep(after := rng.uniform(0, .5))
             rest = o.family
-            if o.p.poll() is None and (kernel := o.kernel(rank)): kernel.kill(); break
+            if o.p.poll() is None and (kernel := o.process(rank)): kernel.kill(); break
             o.wait()
         else: continue
         begin = time.monotonic()
@@ -173,6 +201,53 @@ def layouts(folder, modes=tuple(LAYOUTS), seed=0, tries=5):
         code = o.wait()
         yield dict(**row, again=code, **(dict(said=o.said[-1500:]) if code else compared(one, out)))
         shutil.rmtree(out, ignore_errors=True)
+
+STARTS = {f'{case}, start {i}': (case, i) for case in ('baseline', 'lm_new') for i in range(6)}
+
+def starts(folder, modes=tuple(STARTS)):
+    "A process, or its kernel where there is one, is killed in the first eight seconds; and the same command again"
+    for name in modes:
+        (case,_),rng,out = STARTS[name],random.Random(name),Path(folder)/re.sub(r'\W+', '_', name)
+        one,_ = alone(case, folder)
+        shutil.rmtree(out, ignore_errors=True)
+        rank,moment,kernel = rng.randrange(2),rng.uniform(0, 8),rng.random() < .5
+        o = Started(case, '', 2, out)
+        time.sleep(moment)
+        while not (hit := kernel and o.process(rank) or o.process(rank, 'sae_ception')) and o.p.poll() is None: time.sleep(.01) # torchrun takes a while to start them
+        rest,begin = o.family,time.monotonic()
+        if hit: what = 'kernel' if 'ipykernel_launcher' in hit.cmdline() else 'process'; hit.kill()
+        killed,name_of = o.wait(120),CASES[case].split()[0]
+        row = dict(mode=name, rank=rank, what=what, moment=round(begin - o.begin, 2), begun=out.exists(), code=killed, stopped_in_s=round(time.monotonic() - begin, 1),
+                   processes_left=sum(x.is_running() and x.status() != psutil.STATUS_ZOMBIE for x in rest),
+                   told=[re.sub(r'process \d+ on \S+(?=\))', 'process N on HOST', x) for x in o.said.splitlines() if x.startswith(f'{name_of}: ') and 'running in' not in x], torchrun=[' '.join(re.sub(r'\(pid: \d+\)', '', x).split()) for x in o.said.splitlines() if re.match(r' *(rank|exitcode) +:', x)])
+        o = Started(case, '', 2, out)
+        code = o.wait()
+        yield dict(**row, again=code, **(dict(said=o.said[-1500:]) if code else compared(one, out)))
+        shutil.rmtree(out, ignore_errors=True)
+
+# ------------------------------------------------------------------ presets of large models, in tiny
+TEXT = 'dataset_path=docstrings training_tokens=16384 sae_tokens=16384 pretrain_tokens=32768 eval_tokens=4096 seeds=0 arms=control,per_token context_size=64 shards=2'
+CLASSES = 'dataset=docstrings train_rows=300 max_length=32 batch_size=32 sae_rows=5000 sae_epochs=2 epochs=1 tune_epochs=1 cycles=1 shards=2'
+SMALL = 'width=256 sae_k=16'
+PLAN = 'plan model=gemma2:64x2 layer=0 gpus=2 shards=2 precision=bf16 checkpointing=true accumulation=2 batch_size=8 width=256 k=16 context=64 rows=3000 device_memory=80'
+TWINS = {name: f'pretrain --preset {name} model_name={kind}:64x2 hook_name=layers.0.resid_post {SMALL} {TEXT}' for name,kind in dict(gemma2_27b='gemma2', llama3_8b='llama', gpt_neox_20b_text='gpt_neox').items()}
+TWINS |= dict(gpt_neox_20b=f'cycle --preset gpt_neox_20b model=gpt_neox:64x2 {SMALL} k=4 {CLASSES}')
+TWINS |= {f'plan job={job}': f'{job} --preset PLAN {o}' for job,o in dict(pretrain=TEXT, cycle=CLASSES).items()}
+CASES |= TWINS
+
+def twins(folder, modes=tuple(TWINS)):
+    "The presets of models that no machine here could hold, with a tiny model of the same kind; and a preset that `plan` has written"
+    for name in modes:
+        out = Path(folder)/re.sub(r'\W+', '_', name)
+        for o in (out, plan := out.with_name(f'{out.name}.plan')): shutil.rmtree(o, ignore_errors=True)
+        if 'PLAN' in TWINS[name]:
+            subprocess.run([sys.executable, '-m', 'sae_ception', *PLAN.split(), name.split()[1], '--out', str(plan)], check=True, capture_output=True)
+            CASES[name] = TWINS[name].replace('PLAN', str(plan/'preset.yaml'))
+        o = Started(name, '', 2, out)
+        code = o.wait()
+        losses = [r for f in sorted(out.rglob('model/history.json')) for r in json.loads(f.read_text())]
+        yield dict(mode=name, code=code, seconds=round(o.seconds, 1), stages=len([*out.rglob('manifest.json')]), finite=all(abs(r['val_loss']) < 1e3 for r in losses),
+                   results=(out/'results.json').exists(), **(dict(said=o.said[-1500:]) if code else {}))
 
 # ------------------------------------------------------------------ what a last digit becomes
 def digits(folder, epochs=(1, 3, 10, 30, 100)):
@@ -224,13 +299,13 @@ def steps(folder, widths=(4096, 16384)):
             said = in_processes(f'import json,sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom sae_ception.processes import join; from processes import step\njoin(2)\nprint(json.dumps(step({how!r}, {width})))')
             yield json.loads(said[0])
 
-KINDS = dict(same=same, layouts=layouts, digits=digits, steps=steps)
+KINDS = dict(same=same, layouts=layouts, starts=starts, twins=twins, digits=digits, steps=steps)
 
 def main():
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     a.add_argument('what', choices=['all', *KINDS])
     a.add_argument('out', help='file of JSON lines to append to')
-    a.add_argument('--modes', help='some of ' + '; '.join([*MODES, *LAYOUTS]) + ' (divided by ;)')
+    a.add_argument('--modes', help='some of ' + '; '.join([*MODES, *LAYOUTS, *STARTS, *TWINS]) + ' (divided by ;)')
     a.add_argument('--folder', help='where to work; a temporary folder if absent')
     a = a.parse_args()
     from sae_ception.run import versions

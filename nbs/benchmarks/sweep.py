@@ -2,14 +2,14 @@
 """A sweep that is disturbed at random while it runs, by Slurm and on local cores, and submitted again by the same command until it is done. Every line is one event, as JSON.
 
     python sweep.py slurm-cycle  sweep.jsonl --n 12     cells of one process, in scratch
-    python sweep.py slurm-lm_sae sweep.jsonl --n 12     cells of two processes, started by srun
+    python sweep.py slurm-lm_sae sweep.jsonl --n 12     cells of two processes, started by srun, in scratch
     python sweep.py jobs-cycle   sweep.jsonl --n 8      the first sweep by --jobs 2
     python sweep.py jobs-lm_sae  sweep.jsonl --n 8      the second one, in one process a cell
 
 It needs the daemons of Slurm (Debian: slurm-wlm and munge), and starts one node of its own by .ci/slurm. The parameters are none that a test uses. At the end each cell is held against
 the same sweep that nothing disturbed: its files, byte for byte, and the steps of its training, which are counted.
 """
-import argparse,contextlib,io,json,os,random,re,shutil,signal,subprocess,sys,tempfile,time
+import argparse,contextlib,io,json,os,random,re,shlex,shutil,signal,subprocess,sys,tempfile,time
 from collections import defaultdict
 from pathlib import Path
 
@@ -20,7 +20,7 @@ import faults
 SWEEPS = dict(cycle='cycle model=mlp:48x24 cycles=1 epochs=45 tune_epochs=18 sae_epochs=80 width=96 sae_k=5 seed=3 sharpening=discriminative,per_example,per_class --sweep',
               lm_sae='lm_sae model_name=llama:48x2 layer=0 vocab_size=500 pretrain_tokens=40000 training_tokens=40000 eval_tokens=4096 buffer_tokens=8192 n_evals=4 context_size=48 '
                      'seed=5 architecture=batchtopk,relu --sweep')
-HOW = {'slurm-cycle': '--slurm time=1h width=2 scratch=$SWEEP_SCRATCH', 'slurm-lm_sae': '--slurm time=1h width=2 processes=2', 'jobs-cycle': '--jobs 2', 'jobs-lm_sae': '--jobs 2'}
+HOW = {'slurm-cycle': '--slurm time=1h width=2 scratch=$SWEEP_SCRATCH', 'slurm-lm_sae': '--slurm time=1h width=2 processes=2 scratch=$SWEEP_SCRATCH', 'jobs-cycle': '--jobs 2', 'jobs-lm_sae': '--jobs 2'}
 
 HOST = os.uname().nodename.partition('.')[0]
 
@@ -71,10 +71,11 @@ class Desk:
         os.environ |= dict(SWEEP_TRACE=str(self.trace), SWEEP_CELLS=str(self.path/'runs'/name))
         return f"-m sae_ception {SWEEPS[kind.partition('-')[2]]} --out runs/{name} {os.path.expandvars(HOW[kind])}".split(),self.path/'runs'/name
 
-    def start(self, words):
-        "As a person starts it, in a session of its own"
+    def start(self, words, shell=False):
+        "As a person starts it, in a session of its own; from a shell that stays open"
         self.log = open(self.path/'said', 'w')
-        return subprocess.Popen([sys.executable, *words], cwd=self.path, stdout=self.log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True)
+        command = [sys.executable, *words]
+        return subprocess.Popen(['bash', '-c', f'{shlex.join(command)}; sleep 600'] if shell else command, cwd=self.path, stdout=self.log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True)
     @property
     def said(self): return (self.path/'said').read_text()
 
@@ -86,12 +87,12 @@ class Desk:
             with contextlib.suppress(OSError, ValueError): os.kill(pid := int((box/'slurmd.pid').read_text()), getattr(signal, f'SIG{what}'))
             until(lambda: not psutil.pid_exists(pid), 30)
 
-def until(ready, patience=240):
+def until(ready, patience=240, pause=.5):
     "Wait, but not for ever"
     end = time.monotonic() + patience
     while not (found := ready()):
         if time.monotonic() > end: return found
-        time.sleep(.5)
+        time.sleep(pause)
     return found
 
 # ------------------------------------------------------------------ what there is
@@ -183,6 +184,17 @@ CELLS['slurm-lm_sae'] = {**CELLS['slurm-cycle'],
 CELLS['jobs-cycle'] = CELLS['jobs-lm_sae'] = {k: v for k,v in CELLS['slurm-cycle'].items() if k in ('SIGKILL kernel', 'SIGKILL launcher')} | {
     'SIGTERM launcher': (lambda desk, out, name, parts: parts['launcher 0'].terminate(), dict(stopped='stopped by SIGTERM'))}
 
+SHELL = ['SIGKILL submitting shell, soon', 'SIGKILL submitting shell, while it sends', 'SIGKILL submitting shell, afterwards']
+
+class Deck:
+    "Draws one after the other at random, and all of them before one comes again"
+    def __init__(self, rng, cards): self.rng,self.cards,self.left = rng,[*cards],[]
+    def draw(self, fits=lambda card: True):
+        if not any(map(fits, self.left)): self.left += self.rng.sample(self.cards, len(self.cards))
+        card = next(filter(fits, self.left), None)
+        if card: self.left.remove(card)
+        return card
+
 # ------------------------------------------------------------------ the end
 def counted(trace, out):
     "Training loop -> how many steps it took in all, at which step it began each time and was saved last, and stages that were finished"
@@ -238,7 +250,7 @@ def settle(out, name, expected, before, slurm):
     ok = until(look, 240)
     return bool(ok),seen
 
-def disturb(desk, kind, out, rng):
+def disturb(desk, kind, out, rng, deck):
     "One disturbance of one cell that is at work, at a random moment; nothing if it came too late"
     running = [k for k,(state,_) in states(out).items() if state == 'running']
     if not running: return None
@@ -250,11 +262,11 @@ def disturb(desk, kind, out, rng):
         since = begun['kernel 0'].create_time()
         until(lambda: at_work(desk, out, name) > since or states(out)[name][0] != 'running', 120)
     time.sleep(rng.uniform(0, 10))
-    what = rng.choice([*CELLS[kind]])
+    if not (what := deck.draw(lambda o: o not in SHELL)): return None
     act,expected = CELLS[kind][what]
     parts,before = processes(out, name),jobs(out, name)[2] if 'slurm' in kind else 0
     role = dict(launcher='launcher 0', kernel='kernel 0', srun='srun').get(what.split()[-1], 'kernel 0') if 'rank 1' not in what else f"{what.split()[1]} 1"
-    if states(out)[name][0] != 'running' or role not in parts: return None
+    if states(out)[name][0] != 'running' or role not in parts: deck.left.append(what); return None
     at = doing(desk, out, name)
     act(desk, out, name, parts)
     right,seen = settle(out, name, expected, before, 'slurm' in kind)
@@ -273,6 +285,26 @@ def doing(desk, out, name):
     found = lines(desk, out, name)
     return found[-1].split('\t')[2].rpartition(name)[2].strip('/') if found else 'before the first loop'
 
+def close(desk, out, p, what, rng):
+    "The submitting shell is gone: what Slurm has, and what is told of it; nothing if it came too late"
+    sent = lambda: {*out.glob('slurm/*')} if (out/'slurm').exists() else set()
+    old,before = sent(),states(out)
+    over = lambda: p.poll() is not None or 'tells how they are' in desk.said
+    if what == SHELL[0]: time.sleep(rng.uniform(.5, 4))
+    else: until(lambda: over() if what == SHELL[2] else over() or sent() - old, 60, .02)
+    if what == SHELL[1]: time.sleep(rng.uniform(0, .15))
+    early = not over()
+    with contextlib.suppress(ProcessLookupError): os.killpg(p.pid, signal.SIGKILL)
+    p.wait()
+    if early != (what != SHELL[2]): return None
+    time.sleep(2) # what was being sent arrives
+    rows = [o.split() for o in ask('squeue', '-h', '-r', '-t', 'PD,R', '-o', '%K %o').stdout.splitlines()]
+    at = {int(k) for k,script in rows if str(out) in script and 'report' not in script}
+    told = states(out)
+    right = all(told.get(name, ('',))[0] in ('waiting', 'running') for k,name in names(out).items() if k in at) and (not at or len(names(out)) >= len(at))
+    right = right and all(told[k] == v or told[k][0] in ('waiting', 'running', 'done') for k,v in before.items()) # and nothing that was known is told otherwise
+    return dict(fault=what, folder=len(sent() - old), sent=len(at), report=any('report' in o for _,o in rows), seen=sorted(told.items()), right=right)
+
 def quiet_sweep(desk, kind):
     "The sweep that nothing disturbs; made once in a folder"
     name = f'undisturbed-{kind}'
@@ -283,34 +315,24 @@ def quiet_sweep(desk, kind):
     if code or not all(s == 'done' for s,_ in states(out).values()): raise SystemExit(f'{kind} fails undisturbed: {states(out)}\n{desk.said}')
     return out,desk.trace
 
-def disturbed(desk, kind, n, seed, minutes):
+def disturbed(desk, kind, n, seed, minutes, only=None):
     "Sweeps until there were `n` disturbances, or no more time to begin one"
     rng,slurm,count,i = random.Random(f'{kind} {seed}'),'slurm' in kind,0,0
+    deck = Deck(rng, [o for o in [*CELLS[kind], *(SHELL if slurm else ())] if not only or any(k in o for k in only)])
     reference,quiet = quiet_sweep(desk, 'jobs-cycle' if kind == 'slurm-cycle' else kind)
     enough,end = lambda: count >= n or time.monotonic() > end,time.monotonic() + 60*minutes
     while not enough():
         words,out = desk.begin(kind, f'{kind}-{seed}-{i}')
         given,here,i = 0,0,i + 1 # how often the command was given
         while not (states(out) and len(states(out)) == len(states(reference)) and all(s == 'done' for s,_ in states(out).values())) and given < 15:
-            given,p = given + 1,desk.start(words)
-            whole = not enough() and rng.random() < .4
+            whole = not enough() and (rng.random() < .4 or {*deck.cards} <= {*SHELL})
+            what = deck.draw(lambda o: o in SHELL) if slurm and whole else None
+            given,p = given + 1,desk.start(words, shell=what == SHELL[2])
             if slurm:
-                if whole:
-                    time.sleep(after := rng.uniform(1, 8))
-                    early = p.poll() is None
-                    if early: os.killpg(p.pid, signal.SIGKILL)
-                    p.wait()
-                    if early:
-                        count += 1
-                        time.sleep(1)
-                        yield dict(fault='SIGKILL submitting shell', after=round(after, 1), sent=len(ask('squeue', '-h', '-r', '-t', 'PD,R').stdout.splitlines()), seen=sorted(states(out).items()), right=True)
-                        continue
+                if what and (row := close(desk, out, p, what, rng)): count += 1; yield row
                 code = p.wait()
+                if what: code = 0 # of a shell that was killed; what it has sent goes on
                 if code == 2 and 'is still at' in desk.said: given -= 1; until(lambda: not live(out), 600); continue
-                if code == 2 and (stray := re.search('a command that was interrupted .* `(scancel [^`]*)`', desk.said)): # what the message says
-                    ask(*stray[1].split()); until(lambda: not live(out), 600)
-                    yield dict(fault='none', right=True, said=desk.said[-600:])
-                    continue
                 if code: yield dict(fault='none', right=False, code=code, said=desk.said[-600:])
                 if twice := doubled(out): yield dict(fault='none', right=False, doubled=twice)
             while live(out) if slurm else p.poll() is None:
@@ -323,7 +345,7 @@ def disturbed(desk, kind, n, seed, minutes):
                     p.wait(); over = until(lambda: not live(out), 60)
                     count += 1
                     yield dict(fault=f'{how} to the parent', right=bool(over), seconds=round(time.monotonic() - begin, 1), exit=p.returncode, seen=sorted(states(out).items()), said=desk.said[-200:])
-                elif not enough() and here < 8 and (row := disturb(desk, kind, out, rng)):
+                elif not enough() and here < 8 and (row := disturb(desk, kind, out, rng, deck)):
                     count,here = count + 1,here + 1
                     yield row
                 else: time.sleep(1)
@@ -338,6 +360,7 @@ def main():
     a.add_argument('--n', type=int, default=10, help='how many disturbances, at least')
     a.add_argument('--minutes', type=float, default=60, help='after which none is begun')
     a.add_argument('--seed', type=int, default=0, help='decides what is random')
+    a.add_argument('--only', type=lambda o: o.split(','), help='draw only what has one of these words in its name')
     a.add_argument('--folder', help='where to work; a temporary folder if absent. The undisturbed sweep is kept there')
     a = a.parse_args()
     with tempfile.TemporaryDirectory() as d:
@@ -347,7 +370,7 @@ def main():
         if 'slurm' in a.what: subprocess.run([starter, 'up', desk.path/'box'], check=True)
         try:
             from sae_ception.run import versions
-            for row in disturbed(desk, a.what, a.n, a.seed, a.minutes):
+            for row in disturbed(desk, a.what, a.n, a.seed, a.minutes, a.only):
                 row = dict(sweep=a.what, seed=a.seed, **row)
                 text = json.dumps(row).replace(str(desk.path), '/desk').replace(HOST, 'here')
                 print(text, flush=True)
