@@ -80,8 +80,8 @@ MACHINES = {o.name: o for o in (_gpu('A100', 19.5e12, 312e12, 2.039e12, 79., 300
                                 _gpu('H200', 67e12, 989e12, 4.8e12, 139., 450e9), _gpu('L40S', 91.6e12, 362e12, .864e12, 44., 32e9))}
 
 # %% ../nbs/cycle/08_rates.ipynb #a659f46f
-MACHINES['epyc'] = Machine('epyc', float32=1.8e+11, bf16=5.4e+11, int8=9.6e+11, attention=1.4e+11, bandwidth=2.5e+10, elements=1.6e+09, overhead=2.3e-05, text=2.1e+06, write=1.4e+09,
-                           read=1.4e+09, evaluation=1.3e+06, probe=0.0045, command=1.3, libraries=3.1, models=2.2, source=0.46, tokeniser=0.63, figure=0.21, cores=2, threads=2, memory=24, spread=0.27, measured=True, note='2 cores of an AMD EPYC, torch 2.13')
+MACHINES['epyc'] = Machine('epyc', float32=1.9e+11, bf16=5e+11, int8=9e+11, attention=1.4e+11, bandwidth=2.1e+10, elements=1.5e+09, overhead=2.3e-05, text=1.8e+06, write=1.4e+09,
+                           read=1.4e+09, evaluation=1e+06, probe=0.0052, command=0.59, libraries=5, models=1.3, kernels=0.67, source=0.43, tokeniser=0.74, figure=0.22, cores=2, threads=2, memory=24, spread=0.28, measured=True, note='2 cores of an AMD EPYC, torch 2.13')
 
 def machine(name # One of `MACHINES`, a file that `calibrate` wrote, or a `Machine`
            )->Machine:
