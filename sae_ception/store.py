@@ -397,7 +397,7 @@ class StoreRows(Rows):
         if not self.total: raise ValueError(f'the masks leave no row of {store.total()}: {self.counts}')
         self.start = np.cumsum([0, *sizes])
         self.gather,self.here = {k: Gather(sizes, d) for k,d in self.widths.items()},{}
-        self.readers,self.ahead,self.mapped = ThreadPoolExecutor(2),{},WeakValueDictionary()
+        self.process,self.mapped = None,WeakValueDictionary()
         self._start(store=store.meta['settings'], sites=sites, masks=masks, block=block, shards=self.shards, seed=seed)
 
     def _kept(self, split, masks):
@@ -461,6 +461,7 @@ def _prepare(self:StoreRows, p, w, old):
 def _window(self:StoreRows, p, w):
     "Rows of window `w` of pass `p`, numbered through the store"
     if w >= (n := len(self.kept)): return None
+    if self.process != os.getpid(): self.process,self.readers,self.ahead = os.getpid(),ThreadPoolExecutor(2),{} # a copy of a process has none of its threads
     places,old = [(p + (w+i)//n, (w+i) % n) for i in range(3)],[]
     self.ahead = {o: self.ahead.get(o) or self._prepare(*o, old) for o in places}
     opened,rows,*files = self.ahead.pop((p, w))
