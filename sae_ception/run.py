@@ -130,15 +130,16 @@ def _save_every(every):
     return seconds
 
 # %% ../nbs/foundations/00_run.ipynb #28aaa499
-def checksum(path, # A file
+def checksum(file, # Its path; or a file open for reading, whose place is moved
              start:int=0, # Its first byte that counts
              size:int=None # So many bytes, or fewer where the file ends; to its end when absent
             )->str: # 32 hexadecimal digits
     "The XXH3-128 of a file, or of a part of it"
-    digest,room,left = xxh3_128(),memoryview(bytearray(2**20)),float('inf') if size is None else size
-    with open(path, 'rb', 0) as f:
-        f.seek(start)
-        while n := f.readinto(room[:min(left, len(room))]): digest.update(room[:n]); left -= n
+    if not hasattr(file, 'readinto'):
+        with open(file, 'rb', 0) as f: return checksum(f, start, size)
+    digest,room,left = xxh3_128(),memoryview(bytearray(2**18)),float('inf') if size is None else size
+    file.seek(start)
+    while n := file.readinto(room[:min(left, len(room))]): digest.update(room[:n]); left -= n
     return digest.hexdigest()
 
 # %% ../nbs/foundations/00_run.ipynb #11956fbf

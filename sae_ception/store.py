@@ -9,6 +9,7 @@ __all__ = ['store_bytes', 'write_store', 'Store', 'StoreRows']
 import errno,json,os,re,shutil,time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -340,7 +341,7 @@ def _in_memory(f, at):
 
 @patch
 def _verify(self:Store, split, shard, part, rows=None):
-    "Read, and check, what was not yet checked of a file or is not in memory: all, or the pieces that hold its header and the rows from, to"
+    "Read, and check, what was not yet checked of a file or is not in memory: all, or the pieces that hold the rows from, to"
     o = self.meta['shards'][split][shard]
     facts,size = o['files'][part],self.meta['settings']['checksum']['piece']
     file,done = self.path/facts['name'],self.verified.setdefault(facts['name'], set())
@@ -348,9 +349,9 @@ def _verify(self:Store, split, shard, part, rows=None):
     if not done and (wrong := _whole(self.path, facts)): raise self._wrong(facts, part, wrong)
     try:
         with open(file, 'rb', 0) as f:
-            for i in sorted({0} - done | {*range(a//size, -(-b//size))}):
+            for i in range(a//size, -(-b//size)):
                 if i in done and _in_memory(f, max(a, i*size)): continue
-                if checksum(file, i*size, size) != facts['checksums'][i]: raise self._wrong(facts, part, 'is not what was written (its checksum differs)')
+                if checksum(f, i*size, size) != facts['checksums'][i]: raise self._wrong(facts, part, 'is not what was written (its checksum differs)')
                 done.add(i)
     except OSError as e: raise self._wrong(facts, part, f'cannot be read ({e.strerror})') from None
 
@@ -358,11 +359,10 @@ def _verify(self:Store, split, shard, part, rows=None):
 @patch
 def open(self:Store, split:str, # `train` or `held_out`
          shard:int, # Its number
-         part:str, # A site, or `rows`
-         rows:tuple=None # From, to: the rows of a site that will be read, and so are checked; all when absent
+         part:str # A site, or `rows`
         )->dict: # Name -> tensor, mapped
-    "The tensors of one file"
-    self._verify(split, shard, part, rows)
+    "The tensors of one file, checked"
+    self._verify(split, shard, part)
     with safe_open(self.path/self.meta['shards'][split][shard]['files'][part]['name'], 'pt') as f: return {k: f.get_tensor(k) for k in f.keys()}
 
 @patch
@@ -411,16 +411,23 @@ class StoreRows(Rows):
         return kept,counts
 
 # %% ../nbs/foundations/07_store.ipynb #5afb4f5c
+@lru_cache(4)
+def _order(seed, p, shards):
+    "The order of shards in a pass, and how far each is turned"
+    gen = generator(seed, 'shards', p)
+    return torch.randperm(shards, generator=gen).tolist(),torch.rand(shards, generator=gen).tolist()
+
 @patch
 def _opened(self:StoreRows, p, w):
-    "The shards that are open in window `w` of pass `p`, and which rows of each that count are read: pieces from, to"
-    gen,n = generator(self.seed, 'shards', p),self.shards
-    order,turns = (f(len(self.kept), generator=gen).tolist() for f in (torch.randperm, torch.rand))
-    def pieces(i, part):
+    "The shards that are open in window `w` of pass `p`, and which rows of each that count it takes: pieces from, to; and the same with all that the newest shard is going to give"
+    n,(order,turns) = self.shards,_order(self.seed, p, len(self.kept))
+    def pieces(part, end):
+        i = order[w-part] # a negative index goes round
         m = len(self.kept[i])
-        a,b = (int(turns[i]*m) + m*o//n for o in (part, part+1))
-        return [(x - c, min(y, m + c) - c) for x,y,c in ((a, min(b, m), 0), (max(a, m), b, m)) if x < y]
-    return {order[w-part]: pieces(order[w-part], part) for part in range(n)} # a negative index goes round
+        a,b = (int(turns[i]*m) + m*o//n for o in (part, end))
+        return {i: [(x - c, min(y, m + c) - c) for x,y,c in ((a, min(b, m), 0), (max(a, m), b, m)) if x < y]}
+    opened = {k: v for part in range(n) for k,v in pieces(part, part+1).items()}
+    return opened,{**opened, **pieces(0, min(n, len(order) - w))}
 
 # %% ../nbs/foundations/07_store.ipynb #f49e9c3a
 @patch
@@ -437,40 +444,35 @@ def _mixed(self:StoreRows, p, w, opened):
     return torch.from_numpy(join_runs(np.concatenate([*kept, np.zeros(0, np.int32)]), first + (m.cumsum() - m)[of], np.minimum(m[of] - first, self.block), self.start[list(opened)][of]))
 
 # %% ../nbs/foundations/07_store.ipynb #231fd523
-@patch
-def _read(self:StoreRows, jobs, *_):
-    "Bring what a window needs of its files into memory, checked; return the files, mapped. What else it is given is let go by the thread that held it last, since unmapping takes a while"
-    files = {}
-    for i,site,pieces in jobs:
-        found = [(int(self.kept[i][a]), int(self.kept[i][b-1]) + 1) for a,b in pieces]
-        for o in found: self.store._verify('train', i, site, o)
-        if (h := self.mapped.get((i, site))) is None: self.mapped[i, site] = h = self.store._map('train', i, site)
-        for a,b in found: touch(h[a:b])
-        files[i, site] = h
-    return files
+_ahead = 4 # windows, each prepared by a thread of its own
 
 @patch
-def _prepare(self:StoreRows, p, w, old):
-    "The shards of a window; and, when the threads are so far, its rows in their order, and its files"
-    opened = self._opened(p, w)
-    jobs = iter([(i, k, o) for i,o in opened.items() for k in self.widths]) # both threads take the next
-    return opened,*(self.readers.submit(*o) for o in ((self._mixed, p, w, opened), (self._read, jobs, old), (self._read, jobs)))
+def _prepare(self:StoreRows, p, w, *_):
+    "The shards of a window, its rows in their order, and its files, mapped; what will be read of them is in memory then, and checked. What else it is given is let go by the thread, since unmapping takes a while"
+    (opened,needed),files = self._opened(p, w),{}
+    for i,pieces in needed.items():
+        found = [(int(self.kept[i][a]), int(self.kept[i][b-1]) + 1) for a,b in pieces]
+        for site in self.widths:
+            for o in found: self.store._verify('train', i, site, o)
+            if (h := self.mapped.get((i, site))) is None: self.mapped[i, site] = h = self.store._map('train', i, site)
+            for a,b in found: touch(h[a:b])
+            files[i, site] = h
+    return opened,self._mixed(p, w, opened),files
 
 # %% ../nbs/foundations/07_store.ipynb #bde8977e
 @patch
 def _window(self:StoreRows, p, w):
     "Rows of window `w` of pass `p`, numbered through the store"
     if w >= (n := len(self.kept)): return None
-    if self.process != os.getpid(): self.process,self.readers,self.ahead = os.getpid(),ThreadPoolExecutor(2),{} # a copy of a process has none of its threads
-    places,old = [(p + (w+i)//n, (w+i) % n) for i in range(3)],[]
-    self.ahead = {o: self.ahead.get(o) or self._prepare(*o, old) for o in places}
-    opened,rows,*files = self.ahead.pop((p, w))
-    files = {k: v for o in files for k,v in o.result().items()}
+    if self.process != os.getpid(): self.process,self.readers,self.ahead = os.getpid(),ThreadPoolExecutor(_ahead),{} # a copy of a process has none of its threads
+    places,old = [(p + (w+i)//n, (w+i) % n) for i in range(_ahead + 1)],[]
+    self.ahead = {o: self.ahead.get(o) or self.readers.submit(self._prepare, *o, old) for o in places}
+    opened,rows,files = self.ahead.pop((p, w)).result()
     for k,g in self.gather.items():
         old += g.close({*opened, *self.here}) # rows of the last window may still be asked for
         for i in opened.keys() - g.held.keys(): g.open(i, files[i, k])
     self.here = opened
-    return rows.result()
+    return rows
 
 # %% ../nbs/foundations/07_store.ipynb #e8a79482
 @patch

@@ -1,20 +1,21 @@
 #!/usr/bin/env python3
 """Times how fast training reads a store, beside what memory and disk can do in the same run.
 
-    python store.py --out store.jsonl                     everything the notebook beside this file shows: 5 minutes on a machine with nothing else to do, 2.5 GB of disk and of memory
-    python store.py --out store.jsonl --gb .2 --rounds 2  smaller
+    python store.py --out store.jsonl                           everything the notebook beside this file shows: 10 minutes on a machine with nothing else to do, 13 GB of disk and of memory
+    python store.py --out store.jsonl --rows 16384 --rounds 4   smaller
 
 Stores are made of random numbers with random masks and lie in a folder that is removed at the end (--at chooses where). Every line of the output is a JSON object; rates count bytes of the store,
-two for each number that is read, in GB/s. All ways take turns within a round; the best round counts, since others share the machine. Reading and copying use one thread each, and reading looks ahead with two more.
+two for each number that is read, in GB/s. All ways take turns within a round. From memory the best round counts, since others share the machine; from the disk, which is uneven, the median of the rounds.
+Copying uses one thread, and so does training, for which four more look ahead.
 """
-import argparse,json,os,platform,shutil,tempfile,threading,time
+import argparse,itertools,json,os,platform,shutil,statistics,tempfile,threading,time
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from sae_ception.core import config_hash,generator,plain,write_json
 from sae_ception.gather import Gather
-from sae_ception.run import checksum
 from sae_ception.store import Store,_Shard,_close_shard,_piece
 
 
@@ -34,11 +35,14 @@ def make(path, widths, rows, shards, seed=0):
     return Store(path)
 
 
-def drop(path):
-    "Take the files of a store out of memory"
-    for o in path.rglob('*.safetensors'):
+def drop(files):
+    "Take files out of memory, but for what is mapped"
+    for o in files:
         fd = os.open(o, os.O_RDONLY)
-        os.fsync(fd); os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED); os.close(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED); os.close(fd)
+
+
+def from_disks(): return int(next(o for o in Path('/proc/self/io').read_text().splitlines() if o.startswith('read_bytes')).split()[1]) # bytes that disks gave this process
 
 
 def mean_time(ways, rounds, seconds):
@@ -84,70 +88,87 @@ def warm(store, sites, batch, rounds, seconds):
     return dict(table='warm', d=d, sites=len(sites), batch=batch, **{k: gb/v[0] for k,v in took.items()}, share=took['blocks'][0]/took['store'][0], share_cpu=took['blocks'][1]/took['store'][1])
 
 
-def plain_reading(path, threads):
-    "Read all files, one after the other in each thread; bytes a second"
-    files,read = sorted(path.rglob('*.safetensors')),[]
-    def one(mine):
+def plainly(files, threads, seconds):
+    "Read files one after the other in each thread, round and round, and drop each at its end; bytes a second"
+    todo,read,start = itertools.cycle(files),[],time.perf_counter()
+    def one():
         buffer = bytearray(2**20)
-        for o in mine:
-            with open(o, 'rb', 0) as f:
+        while time.perf_counter() < start + seconds:
+            file = next(todo)
+            with open(file, 'rb', 0) as f:
                 while k := f.readinto(buffer): read.append(k)
-    all_of = [threading.Thread(target=one, args=(files[i::threads],)) for i in range(threads)]
-    start = time.perf_counter()
+            drop([file])
+    all_of = [threading.Thread(target=one) for _ in range(threads)]
     for o in all_of: o.start()
     for o in all_of: o.join()
     return sum(read)/(time.perf_counter() - start)
 
 
-def cold(path, batch, rounds):
-    "A whole pass over files that are not in memory: by a new reader, which checks them, and by one that did; before, between and after, the files are read plainly"
-    size = sum(o.stat().st_size for o in path.rglob('*.safetensors'))
-    rates = dict(disk=[], disk2=[], disk4=[], first=[], later=[], checksums=[])
-    def plainly():
-        for k,threads in ('disk', 1), ('disk2', 2), ('disk4', 4): drop(path); rates[k].append(plain_reading(path, threads))
-    def a_pass(what, store=None):
-        drop(path)
+class Training:
+    "Reads a store as training does, and drops each shard as soon as it is no longer mapped"
+    def __init__(self, path, batch):
         start = time.perf_counter()
-        rows = (store or Store(path)).rows()
-        for n in [batch]*(rows.total//batch) + [rows.total % batch]: rows.batch(n)
-        rates[what].append(size/(time.perf_counter() - start))
-        rows.readers.shutdown()
-        return rows.store
+        self.rows,self.batch,self.gone = Store(path).rows(),batch,set()
+        self.rows.batch(batch)
+        self.opened = time.perf_counter() - start
+
+    def read(self, rows):
+        "Read so many rows; bytes of them a second, and bytes a second that came from the disk"
+        r,n,start,had = self.rows,rows//self.batch,time.perf_counter(),from_disks()
+        for _ in range(n):
+            before = r.here
+            r.batch(self.batch)
+            self.gone = (self.gone | before.keys()) - r.here.keys()
+            for i in [i for i in self.gone if all((i, k) not in r.mapped for k in r.widths)]:
+                drop(r.store.path/o['name'] for o in r.store.meta['shards']['train'][i]['files'].values())
+                self.gone.remove(i)
+        took = time.perf_counter() - start
+        return n*self.batch*2*sum(r.widths.values())/took,(from_disks() - had)/took
+
+
+def cold(path, batch, rounds, seconds):
+    "Reading as from a disk much larger than memory, beside plain reading"
+    files = sorted(path.rglob('*.safetensors'))
+    size,rates = sum(o.stat().st_size for o in files),dict(disk=[], disk2=[], disk4=[], store=[], from_disk=[], opened=[])
     for _ in range(rounds):
-        plainly()
-        store = a_pass('first')
-        plainly()
-        a_pass('later', store)
-        start = time.perf_counter()
-        for o in path.rglob('*.safetensors'): checksum(o)
-        rates['checksums'].append(size/(time.perf_counter() - start))
-    found = {k: max(v)/1e9 for k,v in rates.items()}
-    most = max(found[k] for k in ('disk', 'disk2', 'disk4'))
-    return dict(table='cold', batch=batch, gb=size/1e9, **found, share_first=found['first']/most, share_later=found['later']/most)
+        drop(files)
+        for k,threads in ('disk', 1), ('disk2', 2), ('disk4', 4): rates[k].append(plainly(files, threads, seconds))
+        training = Training(path, batch)
+        total = training.rows.total
+        training.read(total//4)
+        for k,v in zip(('store', 'from_disk'), training.read(total)): rates[k].append(v) # the same windows end where they began
+        training.rows.readers.shutdown()
+        rates['opened'].append(training.opened)
+    best = max(('disk', 'disk2', 'disk4'), key=lambda k: statistics.median(rates[k]))
+    shares = sorted(min(a, b)/o for a,b,o in zip(rates['store'], rates['from_disk'], rates[best]))
+    found = {k: statistics.median(v)/(1 if k == 'opened' else 1e9) for k,v in rates.items()}
+    return dict(table='cold', batch=batch, gb=size/1e9, rounds=rounds, **found, share=statistics.median(shares), shares=[round(o, 3) for o in shares])
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--out', required=True); p.add_argument('--at'); p.add_argument('--gb', type=float, default=.5)
-    p.add_argument('--rounds', type=int, default=20); p.add_argument('--seconds', type=float, default=.1); p.add_argument('--tables', default='warm,cold')
+    p.add_argument('--out', required=True); p.add_argument('--at'); p.add_argument('--rows', type=int, default=65_536, help='of a shard; 65,536 is what write_store writes')
+    p.add_argument('--rounds', type=int, default=16); p.add_argument('--seconds', type=float, default=.1); p.add_argument('--tables', default='warm,cold')
     a = p.parse_args()
-    if a.gb < .2: p.error('--gb must be .2 or more: a shard must hold the largest batch')
+    if a.rows < 16_384: p.error('--rows must be 16384 or more: a shard must hold the largest batch')
     torch.set_num_threads(1) # one thread reads, and one thread copies
     work,tables = Path(tempfile.mkdtemp(dir=a.at)),a.tables.split(',')
+    @contextmanager
+    def store(d, sites, shards):
+        try: yield make(work/'store', {f's{i}': d for i in range(sites)}, a.rows, shards)
+        finally: shutil.rmtree(work/'store')
     try:
         with open(a.out, 'w') as f:
             def say(**o): f.write(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k,v in o.items()}) + '\n'); f.flush(); print(o, flush=True)
-            say(table='machine', processor=platform.processor() or platform.machine(), cores=os.cpu_count(), threads=torch.get_num_threads(), torch=torch.__version__, gb=a.gb)
-            for d in (768, 2304):
-                rows = int(a.gb*1e9/(2*d)/8)
-                store = make(work/str(d), {f's{i}': d for i in range(4)}, rows, 8)
-                for sites in (1, 2, 4) if 'warm' in tables else ():
-                    for batch in (1024, 4096): say(**warm(store, list(store.widths)[:sites], batch, a.rounds, a.seconds))
-                if d == 2304 and 'cold' in tables: say(d=d, sites=4, shards=8, **cold(work/str(d), 4096, max(2, a.rounds//4)))
-                shutil.rmtree(work/str(d))
-            if 'cold' in tables:
-                make(work/'many', {'s0': 768}, int(2*a.gb*1e9/(2*768)/24), 24)
-                say(d=768, sites=1, shards=24, **cold(work/'many', 4096, max(2, a.rounds//4)))
+            say(table='machine', processor=platform.processor() or platform.machine(), cores=os.cpu_count(), threads=torch.get_num_threads(), torch=torch.__version__, rows=a.rows)
+            for d in (768, 2304) if 'warm' in tables else ():
+                with store(d, 4, 8) as s:
+                    for sites in 1, 2, 4:
+                        for batch in 1024, 4096: say(**warm(s, list(s.widths)[:sites], batch, a.rounds, a.seconds))
+            for d,sites,shards in ((768, 1, 48), (2304, 1, 40), (768, 4, 32)) if 'cold' in tables else ():
+                with store(d, sites, shards) as s:
+                    os.sync() # what is not yet written cannot be dropped
+                    say(d=d, sites=sites, shards=shards, **cold(s.path, 4096, max(2, a.rounds//2), 20*a.seconds))
     finally: shutil.rmtree(work)
 
 if __name__ == '__main__': main()
