@@ -8,7 +8,7 @@ Stores are made of random numbers with random masks and lie in a folder that is 
 two for each number that is read, in GB/s. All ways take turns within a round. From memory the best round counts, since others share the machine; from the disk, which is uneven, the median of the rounds.
 Copying uses one thread, and so does training, for which four more look ahead.
 """
-import argparse,itertools,json,os,platform,shutil,statistics,tempfile,threading,time
+import argparse,gc,itertools,json,os,platform,shutil,statistics,tempfile,threading,time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -89,19 +89,19 @@ def warm(store, sites, batch, rounds, seconds):
 
 
 def plainly(files, threads, seconds):
-    "Read files one after the other in each thread, round and round, and drop each at its end; bytes a second"
-    todo,read,start = itertools.cycle(files),[],time.perf_counter()
+    "Read files one after the other in each thread, round and round, and drop each at its end; bytes a second that came from the disk"
+    todo,had,start = itertools.cycle(files),from_disks(),time.perf_counter()
     def one():
         buffer = bytearray(2**20)
         while time.perf_counter() < start + seconds:
             file = next(todo)
             with open(file, 'rb', 0) as f:
-                while k := f.readinto(buffer): read.append(k)
+                while f.readinto(buffer): pass
             drop([file])
     all_of = [threading.Thread(target=one) for _ in range(threads)]
     for o in all_of: o.start()
     for o in all_of: o.join()
-    return sum(read)/(time.perf_counter() - start)
+    return (from_disks() - had)/(time.perf_counter() - start)
 
 
 class Training:
@@ -137,8 +137,10 @@ def cold(path, batch, rounds, seconds):
         total = training.rows.total
         training.read(total//4)
         for k,v in zip(('store', 'from_disk'), training.read(total)): rates[k].append(v) # the same windows end where they began
-        training.rows.readers.shutdown()
         rates['opened'].append(training.opened)
+        training.rows.readers.shutdown()
+        del training # with all that it has mapped
+        gc.collect()
     best = max(('disk', 'disk2', 'disk4'), key=lambda k: statistics.median(rates[k]))
     shares = sorted(min(a, b)/o for a,b,o in zip(rates['store'], rates['from_disk'], rates[best]))
     found = {k: statistics.median(v)/(1 if k == 'opened' else 1e9) for k,v in rates.items()}
