@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 
 import sweep
-from sweep import CELLS,Desk,SWEEPS,ask,at_work,doing,held,jobs,live,names,processes,quiet_sweep,states,until
+from sweep import Desk,SWEEPS,ask,at_work,doing,held,jobs,live,names,quiet_sweep,states,until
 
 NODES = 'nodeA','nodeB'
 CYCLE = SWEEPS['cycle'].replace('sharpening=discriminative,per_example,per_class', 'sharpening=per_class').replace('sae_epochs=80', 'sae_epochs=400').replace('epochs=45', 'epochs=150')
@@ -143,7 +143,7 @@ def together(desk, nodes, rng, n, only=None):
             name = next(iter(names(out).values()))
             begun(desk, out, name, 1)
             note = next((json.loads(o.read_text()) for o in (out/name/'processes').glob('meet-*.json')), {})
-            where = {o.environ()['RANK']: o.environ()['SLURMD_NODENAME'] for o in psutil.process_iter() if 'ipykernel_launcher' in ' '.join(sweep.command(o)) and 'SLURM_PROCID' in o.environ() and 'RANK' in o.environ()}
+            where = {(env := o.environ())['RANK']: env['SLURMD_NODENAME'] for o in psutil.process_iter() if sweep.belongs(o, out) and 'ipykernel_launcher' in ' '.join(sweep.command(o))}
             yield dict(fault='none', right={*where.values()} == {*NODES}, met_at=note.get('host'), ranks=where)
             for _ in range(2 if i else 1):
                 what = deck.draw()
