@@ -280,9 +280,14 @@ def claimed(file:Path, # The executed notebook, there or to be
         lock = open(file, 'a')
     except OSError as e: raise Refused(f'cannot write to {place(file.parent)} ({e.strerror}): make it writable, or choose another --out') from None
     with lock:
-        try: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError: raise Refused(f'{place(file.parent)} is in use by another process: wait for it, or choose another --out') from None
-        except OSError: pass # a file system without locks
+        until = time.monotonic() + (300 if int(os.environ.get('SLURM_RESTART_COUNT', 0)) else 0)
+        while True:
+            try: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > until: raise Refused(f'{place(file.parent)} is in use by another process: wait for it, or choose another --out') from None
+                time.sleep(1); continue
+            except OSError: pass # a file system without locks
+            break
         yield
 
 # %% ../nbs/cycle/02_launch.ipynb #3e290b7e

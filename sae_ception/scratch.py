@@ -6,7 +6,7 @@
 __all__ = ['NOTE', 'update', 'still', 'mirrored']
 
 # %% ../nbs/cycle/01_scratch.ipynb #aa4f104a
-import os,secrets,shutil,sys,threading,time
+import os,secrets,shutil,signal,sys,threading,time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -72,7 +72,7 @@ def still(folder # A folder that is being written to
 # %% ../nbs/cycle/01_scratch.ipynb #58a6388b
 NOTE = 'scratch.log'
 
-def _left_off(out, work): # Is the work of a killed launcher in `work`?
+def _left_off(out, work): # Was `out` last worked on from `work`?
     notes = [o/NOTE for o in (out, work)]
     return all(o.exists() for o in notes) and notes[0].read_text() == notes[1].read_text()
 
@@ -93,12 +93,14 @@ def mirrored(out, # The run directory
         update(work, out)
         word = f'in {work}, {secrets.token_hex(8)}\n'
         for o in (out, work): (o/NOTE).write_text(word)
+    def lost(): return out.exists() and not _left_off(out, work)
     def keep():
         seen,last = None,0.
         while not end.wait(every):
             if (now := _completed(_listing(work))) == seen and time.monotonic() < last + grown: continue
             seen,last = now,time.monotonic()
             try:
+                if lost(): os.kill(os.getpid(), signal.SIGTERM); return
                 with still(work) as picture: update(out, picture)
             except OSError as e: print(f'not yet copied to {out}: {e}', file=sys.stderr, flush=True)
     thread = threading.Thread(target=keep, daemon=True)
@@ -106,6 +108,7 @@ def mirrored(out, # The run directory
     try: yield work
     finally:
         end.set(); thread.join()
+        if lost(): raise OSError(f'somebody else has gone on from {out}, so what was made here since was left in {work}')
         try: update(out, work)
         except OSError as e: raise OSError(f'the results are in {work}, and could not be copied to {out} ({e}): run again with the same scratch folder when that can be written to') from e
     (out/NOTE).unlink()

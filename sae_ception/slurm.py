@@ -7,7 +7,8 @@ __all__ = ['LIVE', 'Settings', 'seconds', 'read_settings', 'part_script', 'repor
            'part_states', 'keep_states', 'submit']
 
 # %% ../nbs/cycle/05_slurm.ipynb #3073c23c
-import json,os,re,shlex,shutil,socket,subprocess,sys,tempfile,time
+import fcntl,json,os,re,shlex,shutil,socket,subprocess,sys,tempfile,time
+from contextlib import contextmanager
 from dataclasses import dataclass,field,fields
 from pathlib import Path
 
@@ -151,15 +152,15 @@ def report_script(notebook, folder, out, settings)->str:
     return '\n'.join(['#!/bin/bash', *_directives(head), _command(notebook, folder, out, '--report'), ''])
 
 # %% ../nbs/cycle/05_slurm.ipynb #648a3005
-def _ask(*words, text=None):
-    "What a command of Slurm answers"
-    try: return subprocess.run(words, input=text, capture_output=True, text=True, timeout=60)
+def _ask(*words, text=None, holds=()):
+    "What a command of Slurm answers; it holds these files open meanwhile"
+    try: return subprocess.run(words, input=text, capture_output=True, text=True, timeout=60, pass_fds=holds)
     except FileNotFoundError: raise Refused(f'{words[0]} is not installed here, so there is no Slurm to hand the sweep to: --jobs N runs it on this machine') from None
     except subprocess.TimeoutExpired: raise Refused(f'{words[0]} has not answered for a minute: is the cluster up? (`sinfo`)') from None
 
-def _sbatch(*words, text=None):
+def _sbatch(*words, **kwargs):
     "Call `sbatch`; its refusal is ours"
-    answer = _ask('sbatch', *words, text=text)
+    answer = _ask('sbatch', *words, **kwargs)
     if not answer.returncode: return answer.stdout.strip()
     if unknown := re.search(r"unrecognized option '--([\w-]+)", answer.stderr):
         known = re.findall(r'--([a-z][a-z-]+)', _ask('sbatch', '--help').stdout)
@@ -286,16 +287,26 @@ def _check_idle(out, names):
         if name in names and o['state'] in LIVE:
             raise Refused(f"job {o['job']} is still at {name} ({o['state'].lower()}): wait for it, or end it by `scancel {o['job']}`")
 
-def _send(folder, scripts):
+def _send(folder, scripts, lock):
     "Queue the scripts, each stage after the one before and the report after all; their job numbers"
     jobs = []
     for name in scripts:
         after = [f"--dependency=afterany:{':'.join(jobs)}"] if name == 'report.sh' else [f'--dependency=aftercorr:{jobs[-1]}', '--kill-on-invalid-dep=yes'] if jobs else []
-        try: jobs.append(_sbatch('--parsable', *after, str(folder/name)).partition(';')[0])
+        try: jobs.append(_sbatch('--parsable', *after, str(folder/name), holds=[lock]).partition(';')[0])
         except Refused:
             for o in jobs: _ask('scancel', o)
             raise
     return jobs
+
+# %% ../nbs/cycle/05_slurm.ipynb #7c2cf66a
+@contextmanager
+def _sending(out):
+    "Let no other command send jobs for this directory"
+    with open(out/'slurm/lock', 'a') as lock:
+        try: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError: raise Refused(f'another command is sending jobs for {place(out)}: give this one again when it is through') from None
+        except OSError: pass # a file system without locks
+        yield lock.fileno()
 
 # %% ../nbs/cycle/05_slurm.ipynb #c957a1f5
 def _scripts(notebook, folder, out, settings, todo):
@@ -337,14 +348,15 @@ def submit(notebook, # Path of a notebook
     scripts = _scripts(notebook, folder, out, settings, todo)
     for o in scripts.values(): _try(o, settings)
     _check_place(out, settings)
-    _check_idle(out, {*todo.values()})
-    folder.mkdir()
-    (folder/'sweep.yaml').write_text(yaml.safe_dump(given, sort_keys=False), encoding='utf-8')
-    for name,text in scripts.items(): (folder/name).write_text(text, encoding='utf-8')
-    note = dict(jobs=[], experiment=notebook.stem, parts=todo, values={i: parts[i] for i in todo})
-    _write(folder/'submission.json', note)
-    *jobs,last = _send(folder, scripts)
-    _write(folder/'submission.json', note | dict(jobs=jobs, report=last))
+    with _sending(out) as lock:
+        _check_idle(out, {*todo.values()})
+        folder.mkdir()
+        (folder/'sweep.yaml').write_text(yaml.safe_dump(given, sort_keys=False), encoding='utf-8')
+        for name,text in scripts.items(): (folder/name).write_text(text, encoding='utf-8')
+        note = dict(jobs=[], experiment=notebook.stem, parts=todo, values={i: parts[i] for i in todo})
+        _write(folder/'submission.json', note)
+        *jobs,last = _send(folder, scripts, lock)
+        _write(folder/'submission.json', note | dict(jobs=jobs, report=last))
     print(f'{notebook.stem}: {len(todo)} of {len(parts)} parts sent to Slurm', *(f'  {jobs[0]}_{i}  {o}' for i,o in todo.items()),
           f'report: job {last}, in {place(folder)}/report.log', f'`sae_ception runs {place(out)}` tells how they are', sep='\n')
     return 0

@@ -287,7 +287,7 @@ def doing(desk, out, name):
 
 def close(desk, out, p, what, rng):
     "The submitting shell is gone: what Slurm has, and what is told of it; nothing if it came too late"
-    sent = lambda: {*out.glob('slurm/*')} if (out/'slurm').exists() else set()
+    sent = lambda: {*out.glob('slurm/[0-9]*')} if (out/'slurm').exists() else set()
     old,before = sent(),states(out)
     over = lambda: p.poll() is not None or 'tells how they are' in desk.said
     if what == SHELL[0]: time.sleep(rng.uniform(.5, 4))
