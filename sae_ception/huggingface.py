@@ -193,10 +193,12 @@ def load_lm(name:str, # Hub name, folder, or a new one such as `gpt2:128x4`
     return model,tokenizer
 
 # %% ../nbs/foundations/02_huggingface.ipynb #cbfbd58e
+_file = 2**29 # bytes
+
 def write_model(model, # Of `transformers`, whole or in slices
                 folder, # Where to
                 tokenizer=None, # The model's, if it has one
-                size:int=2**29 # Of a model in slices: bytes a file, or one tensor that has more
+                size:int=_file # Of a model in slices: bytes a file, or one tensor that has more
                ):
     "Write a model's configuration and weights, and its tokenizer, from the first process"
     folder = Path(folder)

@@ -148,7 +148,7 @@ def watched(words, n, out):
             if len(files) < n and (looked := looked + 1) % 20 == 0: # who are they?
                 for o in psutil.Process(p.pid).children(recursive=True):
                     try:
-                        if 'ipykernel_launcher' in o.cmdline(): files[o.environ().get('RANK', '0') if n > 1 else '0'] = f'/proc/{o.pid}/status'
+                        if 'ipykernel_launcher' in ' '.join(o.cmdline()): files[o.environ().get('RANK', '0') if n > 1 else '0'] = f'/proc/{o.pid}/status'
                     except psutil.Error: pass
             for rank,file in files.items():
                 try: now = {k: int(v.split()[0])*1024 for k,_,v in (o.partition(':') for o in open(file)) if k in ('RssAnon', 'RssShmem', 'VmHWM')}

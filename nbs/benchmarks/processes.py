@@ -59,6 +59,9 @@ def command(case, more, n, out):
     words = [re.sub(f'=({"|".join(SOURCES)})$', lambda o: f'={Path(out).parent/SOURCES[o[1]][1]}', o) for o in CASES[case].split()]
     return [sys.executable, *torchrun, '-m', 'sae_ception', *words, *more.split()*(n > 1), f'processes={n}', '--out', str(out)]
 
+KERNEL = 'ipykernel_launcher'
+def is_kernel(o): return KERNEL in ' '.join(o.cmdline())
+
 class Started:
     "A run, started as a person starts it"
     def __init__(self, case, more, n, out, **env):
@@ -91,11 +94,11 @@ class Started:
             except psutil.Error: pass
         self.p.wait()
 
-    def process(self, rank, what='ipykernel_launcher'):
+    def process(self, rank, what=KERNEL):
         "The kernel of one of the processes, or `sae_ception` itself; nothing while there is none"
         for o in self.family:
             try:
-                if what in o.cmdline() and o.environ().get('RANK', '0' if self.n == 1 else '') == str(rank): return o
+                if (is_kernel(o) if what == KERNEL else what in o.cmdline()) and o.environ().get('RANK', '0' if self.n == 1 else '') == str(rank): return o
             except psutil.Error: pass
 
 # ------------------------------------------------------------------ what differs
@@ -248,7 +251,7 @@ def starts(folder, modes=tuple(STARTS)):
         time.sleep(moment)
         while not (hit := kernel and o.process(rank) or o.process(rank, 'sae_ception')) and o.p.poll() is None: time.sleep(.01) # torchrun takes a while to start them
         rest,begin = o.family,time.monotonic()
-        if hit: what = 'kernel' if 'ipykernel_launcher' in hit.cmdline() else 'process'; hit.kill()
+        if hit: what = 'kernel' if is_kernel(hit) else 'process'; hit.kill()
         killed,name_of = o.wait(120),CASES[case].split()[0]
         row = dict(mode=name, rank=rank, what=what, moment=round(begin - o.begin, 2), begun=out.exists(), code=killed, stopped_in_s=round(time.monotonic() - begin, 1),
                    processes_left=sum(x.is_running() and x.status() != psutil.STATUS_ZOMBIE for x in rest),
