@@ -8,7 +8,7 @@ __all__ = ['DTYPES', 'is_fresh', 'fresh_config', 'train_tokenizer', 'load_tokeni
            'load_classifier']
 
 # %% ../nbs/foundations/02_huggingface.ipynb #ec878297
-import inspect,re
+import inspect,os,re,shutil
 from contextlib import contextmanager
 from dataclasses import dataclass,replace
 from functools import cached_property
@@ -19,10 +19,11 @@ import torch
 import torch.nn.functional as F
 from fastcore.all import patch
 from packaging.version import Version
+from safetensors import safe_open
 
-from .core import config_hash,logger,seeded
+from .core import config_hash,logger,seeded,write_json
 from .processes import leads,wait
-from .sharding import fill,gathered,shard,sharded
+from .sharding import fill,pieces,shard,sharded
 from .tables import listed,reach_hub
 
 # %% ../nbs/foundations/02_huggingface.ipynb #9ef28f05
@@ -95,7 +96,9 @@ def load_tokenizer(name:str, # Hub name or folder
                   ):
     "The tokenizer that belongs to a model"
     from transformers import AutoTokenizer
-    return _fetch('the tokenizer', name, lambda: AutoTokenizer.from_pretrained(name, revision=revision))
+    tokenizer = _fetch('the tokenizer', name, lambda: AutoTokenizer.from_pretrained(name, revision=revision))
+    for o in ('is_local', 'local_files_only'): tokenizer.init_kwargs.pop(o, None) # how it was read, which is no part of it
+    return tokenizer
 
 # %% ../nbs/foundations/02_huggingface.ipynb #aa6d811a
 def with_padding(tokenizer, # Of any model
@@ -190,23 +193,54 @@ def load_lm(name:str, # Hub name, folder, or a new one such as `gpt2:128x4`
     return model,tokenizer
 
 # %% ../nbs/foundations/02_huggingface.ipynb #cbfbd58e
+_file = 2**29 # bytes
+
 def write_model(model, # Of `transformers`, whole or in slices
-                folder # Where to
+                folder, # Where to
+                tokenizer=None, # The model's, if it has one
+                size:int=_file # Of a model in slices: bytes a file, or one tensor that has more
                ):
-    "Write a model's configuration and weights, from the first process"
-    one,state = (model.__dict__['_empty'], gathered(model)) if sharded(model) else (model, None)
+    "Write a model's configuration and weights, and its tokenizer, from the first process"
+    folder = Path(folder)
+    new = folder/'.new'
+    if leads(): shutil.rmtree(new, ignore_errors=True); new.mkdir(parents=True)
+    _write_slices(model, new, size) if sharded(model) else leads() and _save_pretrained(model, new)
     if leads():
-        one.config = model.config # which may have changed since it was spread
-        with quietly(): one.save_pretrained(folder, state_dict=state)
+        if tokenizer: tokenizer.save_pretrained(new)
+        names = {o.name for o in new.iterdir()}
+        for o in folder.glob('model*.safetensors*'): o.name in names or o.unlink()
+        for o in sorted(names): os.replace(new/o, folder/o)
+        new.rmdir()
+    wait()
+
+def _save_pretrained(model, folder, **kwargs):
+    with quietly(): model.save_pretrained(folder, **kwargs)
+
+def _write_slices(model, folder, size):
+    one,files = model.__dict__['_empty'],[]
+    one.config = model.config # which may have changed since it was spread
+    for state in pieces(model, size):
+        if not leads(): continue
+        _save_pretrained(one, folder, state_dict=state)
+        files.append((folder/'model.safetensors').rename(folder/f'{len(files)}.safetensors'))
+    if len(files) == 1: files[0].rename(folder/'model.safetensors')
+    elif leads(): _index(folder, files)
+
+def _index(folder, files):
+    "Name the files of a model as `transformers` does, and say which tensor is in which"
+    where,total = {},0
+    for i,file in enumerate(files):
+        name = f'model-{i+1:05}-of-{len(files):05}.safetensors'
+        with safe_open(file.rename(folder/name), 'pt') as f:
+            for k in f.keys(): where[k] = name; total += f.get_tensor(k).nbytes
+    write_json(folder/'model.safetensors.index.json', dict(metadata=dict(total_size=total), weight_map=where))
 
 def save_lm(folder, # Where to
             model, # As for `write_model`
             tokenizer # The model's
            ):
     "Write a language model and its tokenizer"
-    write_model(model, folder)
-    if leads(): tokenizer.save_pretrained(folder)
-    wait()
+    write_model(model, folder, tokenizer)
 
 # %% ../nbs/foundations/02_huggingface.ipynb #d30cef15
 class Texts:
@@ -255,6 +289,7 @@ def encode(texts:list, # Strings
     if empty: raise ValueError(f'text {empty[0]} ({texts[empty[0]]!r}) has no token: remove empty texts')
     if long := sum(len(o) > max_length for o in found):
         found = tokenizer(list(texts), add_special_tokens=True, truncation=True, max_length=max_length, return_attention_mask=False)['input_ids']
+        tokenizer('a') # or it would remember that it cuts, and write so into its files
         logger.warning('%d of %d texts are longer than max_length=%d tokens and were cut', long, len(found), max_length)
     return Texts(found, tokenizer.pad_token_id, side, positions)
 

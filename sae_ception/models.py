@@ -7,7 +7,7 @@ __all__ = ['ARCHITECTURES', 'MLP', 'CNN', 'Block', 'ViT', 'make_model', 'as_read
            'stackable']
 
 # %% ../nbs/foundations/02_models.ipynb #8c45eec0
-import copy,os,tempfile
+import copy
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -20,7 +20,7 @@ from torch.func import functional_call,vmap
 
 from .core import read_json,read_tensors,seeded,write_json,write_tensors
 from .huggingface import DTYPES,Inputs,_in_slices,load_classifier,load_tokenizer,read_model,write_model
-from .processes import leads,wait
+from .processes import wait
 from .reading import reading_rule
 from .sharding import gathered
 
@@ -189,12 +189,8 @@ def load_model(path, # A folder that `save_model` wrote
 
 # %% ../nbs/foundations/02_models.ipynb #3551c948
 def _save_pretrained(path, model):
-    "Every file is written beside its place and moved there"
-    path.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path, prefix='.') as d:
-        write_model(model, d)
-        if model.inputs.tokenizer and leads(): model.inputs.tokenizer.save_pretrained(d)
-        for o in sorted(Path(d).iterdir()): os.replace(o, path/o.name)
+    "The weights, and how inputs are read"
+    write_model(model, path, model.inputs.tokenizer)
     write_json(path/'reads.json', dict(spec=model.spec, reads=model.reads, site=model.site, inputs=replace(model.inputs, tokenizer=None)))
     wait()
 

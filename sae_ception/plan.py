@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from .core import check,check_types
-from .huggingface import DTYPES,fresh_config,is_fresh
+from .huggingface import DTYPES,_file,fresh_config,is_fresh
 from .interpret.plots import LightFigure,style
 from .processes import _message
 from .sae.coders import SAE,SAEConfig
@@ -427,7 +427,9 @@ def _cycle(q, f):
     kept = {} if _gpu(q) or q.shards > 1 else {'model: arms, whole': 2*f['weights']} # beside a GPU, the memory of the machine has them; those in slices are on disk
     return {'fine-tuning': _tuned(q, f, True) | kept, **_written(q, f), 'SAE': kept | {'activations': 2*4*q.rows*f['d']} | _sae_parts(q, f['d'])}
 def _pretrain(q, f): return {'training': _tuned(q, f, False) | {'SAE: weights': sae_memory(f['d'], coder_of(q, f['d']), 1)['weights']}, **_written(q, f)}
-def _written(q, f): return {} if _gpu(q) or q.shards == 1 else {'writing': {'model: weights': f['weights']//q.shards, 'model: whole, in the first process': f['weights']}}
+def _written(q, f):
+    "A file, and a tensor that is gathered; two of a tensor that is larger than a file"
+    return {} if _gpu(q) or q.shards == 1 else {'writing': {'model: weights': f['weights']//q.shards, 'model: a file, in the first process': min(f['weights'], max(_file, f['largest'])) + f['largest']}}
 
 # %% ../nbs/cycle/04_plan.ipynb #6b2f2132
 def memory_here()->int: # Bytes

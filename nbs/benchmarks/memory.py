@@ -3,11 +3,15 @@
 
     python memory.py memory.jsonl                     all cases (a quarter of an hour of two cores, at most 4 GB at a time)
     python memory.py memory.jsonl --only slices       those whose name contains a word
+    python memory.py memory.jsonl --runs              whole cycles by the command, from outside
+    python memory.py memory.jsonl --writing           a model in slices is written, all at once and file by file (5 GB of memory)
 
 Cases run alone or in two processes of torchrun. Before anything is measured, a tiny model does all that the case does, so that libraries are loaded; what is resident then is subtracted.
 Then the model is read from disk and trained for two steps. The most that was resident at any time of each is told by Linux (VmHWM, set back before), of the process that needed most.
+
+Whole cycles are started as a person starts them, and the memory of each kernel that is anonymous or shared (not pages of files, which the system can drop) is read every 10 ms. What the same command takes at the same stage with a tiny model is subtracted.
 """
-import argparse,ctypes,gc,json,os,subprocess,sys,tempfile
+import argparse,ctypes,gc,json,os,subprocess,sys,tempfile,time
 from pathlib import Path
 
 CASES = {}
@@ -31,6 +35,8 @@ case('gpt2, classifier', 'gpt2:512x12', 'cycle')
 case('llama, classifier, slices', 'llama:512x12', 'cycle', n=2, shards=2)
 case('gpt_neox, classifier, from the site on', 'gpt_neox:512x12', 'cycle', part='from_site', layer=8)
 VOCAB,SMALL = 8000,'32x2'
+RUNS = {f'{kind}, cycle, {how}': dict(model=f'{kind}:512x12', n=n, shards=shards) for kind in ('llama', 'gemma2') for how,n,shards in (('one process', 1, 1), ('copies', 2, 1), ('slices', 2, 2))}
+RUN = dict(batch_size=4, context=32, width=512, k=8, rows=12, sae_batch=12)
 
 def of(name): return next(int(o.split()[1])*1024 for o in open('/proc/self/status') if o.startswith(name))
 def settle(): gc.collect(); ctypes.CDLL('libc.so.6').malloc_trim(0)
@@ -121,9 +127,98 @@ def start(cases, out):
                 print(row['name'], f"told {sum(row['told'].values())/1e6:.0f}, measured {row['training']/1e6:.0f} MB", flush=True)
         if p.returncode: raise SystemExit(f'a case failed with exit code {p.returncode}')
 
+# ------------------------------------------------------------------ whole cycles
+def stages(run, began, ended):
+    "When each stage of a run ended, in its order"
+    found,before = {},began
+    for o in map(json.loads, Path(run, 'log.jsonl').read_text().splitlines()):
+        name = o.get('stage') or o['file'].removesuffix('.json')
+        found[name] = before,o['time']
+        before = o['time']
+    return found | {'figures': (before, ended)}
+
+def watched(words, n, out):
+    "A run, and for each of its processes the most that was anonymous or shared in each stage"
+    import psutil
+    launch = ['-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={n}'] if n > 1 else []
+    command = [sys.executable, *launch, '-m', 'sae_ception', *words.split(), f'processes={n}', '--out', str(out)]
+    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'HF_HUB_OFFLINE': '1', 'TOKENIZERS_PARALLELISM': 'false'}
+    seen,files,began,looked = {},{},time.time(),0
+    with tempfile.TemporaryFile('w+') as log,subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL) as p:
+        while p.poll() is None:
+            if len(files) < n and (looked := looked + 1) % 20 == 0: # who are they?
+                for o in psutil.Process(p.pid).children(recursive=True):
+                    try:
+                        if 'ipykernel_launcher' in ' '.join(o.cmdline()): files[o.environ().get('RANK', '0') if n > 1 else '0'] = f'/proc/{o.pid}/status'
+                    except psutil.Error: pass
+            for rank,file in files.items():
+                try: now = {k: int(v.split()[0])*1024 for k,_,v in (o.partition(':') for o in open(file)) if k in ('RssAnon', 'RssShmem', 'VmHWM')}
+                except OSError: continue # it has ended
+                if now: seen.setdefault(rank, []).append((time.time(), now['RssAnon'] + now['RssShmem'], now['VmHWM']))
+            time.sleep(.01)
+        log.seek(0)
+        if p.returncode: raise SystemExit(f'{" ".join(command)} failed:\n{log.read()}')
+    most = lambda rows, a, b: max((o[1] for o in rows if a <= o[0] <= b), default=0)
+    return {rank: dict(hwm=rows[-1][2], stages={k: most(rows, *ab) for k,ab in stages(out, began, time.time()).items()}) for rank,rows in sorted(seen.items())}
+
+def whole(name, folder):
+    "A cycle by the command, beside the same with a tiny model, and what `plan` tells"
+    from sae_ception.plan import PlanConfig,estimate
+    c,found,began = RUNS[name],{},time.time()
+    kind = c['model'].partition(':')[0]
+    if not (texts := Path(folder, 'texts.csv')).exists():
+        words = 'fine great lovely warm funny dull cold long sad weak'.split()
+        texts.write_text('text,label\n' + ''.join(f'the film {i} that my sister saw was {words[i % 10]} and so were its music and its cast,{"good" if i % 10 < 5 else "bad"}\n' for i in range(60)))
+    for model in (f'{kind}:{SMALL}', c['model']):
+        if not Path(folder, model).exists(): subprocess.run([sys.executable, '-c', f'import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from memory import save; save({model!r}, {folder + "/" + model!r})'], check=True)
+        words = f'cycle dataset={texts} model={folder}/{model} max_length={RUN["context"]} train_rows={RUN["rows"]} batch_size={RUN["batch_size"]} epochs=1 tune_epochs=1 cycles=1 width={RUN["width"]} sae_k={RUN["k"]} k=3 sae_epochs=2 lr=1e-4 shards={c["shards"]}'
+        with tempfile.TemporaryDirectory(dir=folder) as d: found[model] = watched(words, c['n'], Path(d, 'run'))
+    told = estimate(PlanConfig(f'{folder}/{c["model"]}', 'cycle', gpus=c['n'], shards=c['shards'], **RUN))
+    return dict(name=name, **c, told={s: o.set_index('part').bytes.to_dict() for s,o in told.groupby('stage', sort=False)}, base=found[f'{kind}:{SMALL}'], measured=found[c['model']], seconds=round(time.time() - began, 1))
+
+# ------------------------------------------------------------------ writing
+WRITING = [(25, 8000, 'all at once'), (25, 8000, 'by file'), (50, 8000, 'all at once'), (50, 8000, 'by file'), (2, 200_000, 'by file')] # blocks of width 1024, words
+
+def written(folder, width, blocks, vocab, how):
+    "What writing a model in slices takes beside them"
+    import threading
+    from types import SimpleNamespace
+    import torch
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+    from sae_ception.huggingface import _file,fresh_config,write_model
+    from sae_ception.processes import everyone
+    from sae_ception.sharding import local,shard
+    with init_empty_weights(): model = AutoModelForCausalLM.from_config(fresh_config(f'llama:{width}x{blocks}', pad_token_id=0, vocab_size=vocab)).eval()
+    model.tie_weights()
+    shard(model, SimpleNamespace(shards=2, precision='no', offload=False, device='cpu')).to_empty(device='cpu')
+    with torch.no_grad():
+        for p in model.parameters(): local(p).normal_()
+    settle()
+    looked,over,began = [],threading.Event(),time.monotonic()
+    def look():
+        while not over.wait(.005): looked.append(of('RssAnon') + of('RssShmem'))
+    before = of('RssAnon') + of('RssShmem')
+    (thread := threading.Thread(target=look)).start()
+    write_model(model, folder, size=_file if how == 'by file' else 2**60)
+    over.set(); thread.join()
+    first,other = everyone(max(looked, default=before) - before)
+    sizes = [p.nbytes for p in model.parameters()]
+    return dict(kind='writing', name='writing', how=how, weights=sum(sizes), slices=sum(sizes)//2, largest=max(sizes), first=first, other=other, seconds=round(time.monotonic() - began))
+
+def writing():
+    from sae_ception.processes import first,join,leads,wait
+    join(2)
+    with tempfile.TemporaryDirectory() as d: # of the first process
+        written(first(d) + '/small', 32, 2, 300, 'by file')
+        for i,(blocks,vocab,how) in enumerate(WRITING):
+            row = written(f'{first(d)}/{i}', 1024, blocks, vocab, how)
+            if leads(): print(json.dumps(row), flush=True)
+        wait()
+
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('out', nargs='?'); p.add_argument('--only', default=''); p.add_argument('--here', nargs=2)
+    p.add_argument('out', nargs='?'); p.add_argument('--only', default=''); p.add_argument('--runs', action='store_true'); p.add_argument('--writing', action='store_true'); p.add_argument('--folder'); p.add_argument('--here', nargs=2)
     a = p.parse_args()
     if a.here:
         from sae_ception.processes import join,leads,wait
@@ -135,6 +230,16 @@ if __name__ == '__main__':
                 if not Path(folder, o).exists(): save(o, f'{folder}/{o}')
             wait()
             measure(CASES[name], folder)
+    elif a.writing and 'WORLD_SIZE' in os.environ: writing()
+    elif a.writing:
+        done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', __file__, '--writing'], env={**os.environ, 'OMP_NUM_THREADS': '1'}, stdout=subprocess.PIPE, text=True, check=True)
+        with open(a.out, 'a') as f: f.write(''.join(o + '\n' for o in done.stdout.splitlines() if o.startswith('{')))
+    elif a.runs:
+        with tempfile.TemporaryDirectory() as d:
+            for name in (o for o in RUNS if a.only in o):
+                row = whole(name, str(Path(a.folder or d).resolve()))
+                with open(a.out, 'a') as f: f.write(json.dumps(row) + '\n')
+                print(json.dumps(row), flush=True)
     else:
         for n in (1, 2):
             if chosen := [o for o in CASES.values() if o['n'] == n and a.only in o['name']]: start(chosen, a.out)

@@ -3,6 +3,7 @@
 
     python processes.py same     processes.jsonl        each experiment and each way of sharing it, in two processes (some in four), against one
     python processes.py layouts  processes.jsonl        one process of several is SIGKILLed in the middle, and another number of them goes on
+    python processes.py moved    processes.jsonl        all processes of a language model's cycle are SIGKILLed at once, and another layout goes on
     python processes.py starts   processes.jsonl        one of two processes is SIGKILLed in the first eight seconds, and the same command is given again
     python processes.py twins    processes.jsonl        presets of large models, and what `plan` writes, in tiny: to the end in two processes that share each model
     python processes.py digits   processes.jsonl        what a change of the last digit becomes in one process, for comparison (not with --modes)
@@ -14,17 +15,19 @@ from pathlib import Path
 
 import psutil
 
-import faults
+import faults,sweep
 
 # GPT-2 has dropout, and each process draws it for its own rows; Llama has none. Where a run can begin from what another has trained, it does
 CASES = {k: o.replace('gpt2:', 'llama:') for k,o in faults.CASES.items()}
 CASES |= dict(auxiliary='auxiliary epochs=10 source=SAE', lm_new=CASES['lm_sae'], **{k: re.sub('llama:[^ ]*', 'LM', CASES[k]) for k in ('lm_sae', 'lm_store')})
+CASES['cycle_lm'] = 'cycle dataset=docstrings model=llama:32x2 train_rows=300 max_length=32 batch_size=32 epochs=6 tune_epochs=4 cycles=1 lr=1e-3 width=64 sae_k=8 k=3 sae_epochs=30 sae_on=tokens sae_rows=3000'
 EXACT = ' in float32' # cases whose SAEs read activations as the model made them, where the buffer of live rows rounds to bf16
 CASES |= {o + EXACT: CASES[o] for o in ('pretrain', 'lm_new')}
 SOURCES = dict(SAE=('sae', 'sae-alone'), LM=('lm_new', 'lm_new-alone/model')) # in words of a command: whose run, and where
 # name: command, what is added in several processes, how many
 MODES = {
     'cycle': ('cycle', '', 2), 'cycle, 2 shards': ('cycle', 'shards=2', 2), 'cycle, 2 shards, twice': ('cycle', 'shards=2', 4),
+    'cycle, language model': ('cycle_lm', '', 2), 'cycle, language model, 2 shards': ('cycle_lm', 'shards=2', 2),
     'study': ('study', '', 2), 'sae': ('sae', '', 2), 'auxiliary': ('auxiliary', '', 2), 'baseline': ('baseline', '', 2),
     'pretrain': ('pretrain', '', 2), 'pretrain, 2 shards': ('pretrain', 'shards=2', 2), 'pretrain, 2 shards, twice': ('pretrain', 'shards=2', 4),
     'lm_sae, new model': ('lm_new', '', 2), **{f'lm_sae, {o}': ('lm_sae', f'spread={o}', 2) for o in ('rows', 'features')}, 'lm_sae, rows, 3': ('lm_sae', 'spread=rows', 3),
@@ -56,10 +59,13 @@ def command(case, more, n, out):
     words = [re.sub(f'=({"|".join(SOURCES)})$', lambda o: f'={Path(out).parent/SOURCES[o[1]][1]}', o) for o in CASES[case].split()]
     return [sys.executable, *torchrun, '-m', 'sae_ception', *words, *more.split()*(n > 1), f'processes={n}', '--out', str(out)]
 
+KERNEL = 'ipykernel_launcher'
+def is_kernel(o): return KERNEL in ' '.join(o.cmdline())
+
 class Started:
     "A run, started as a person starts it"
-    def __init__(self, case, more, n, out):
-        env = {**os.environ, 'OMP_NUM_THREADS': '1', 'HF_HUB_OFFLINE': '1', 'SAE_CEPTION_SAVE_EVERY': str(faults.SAVE_EVERY)}
+    def __init__(self, case, more, n, out, **env):
+        env = {**os.environ, 'OMP_NUM_THREADS': '1', 'HF_HUB_OFFLINE': '1', 'SAE_CEPTION_SAVE_EVERY': str(faults.SAVE_EVERY), **env}
         if case.endswith(EXACT):
             self.folder = tempfile.TemporaryDirectory()
             Path(self.folder.name, 'sitecustomize.py').write_text(FLOAT32)
@@ -88,11 +94,11 @@ class Started:
             except psutil.Error: pass
         self.p.wait()
 
-    def process(self, rank, what='ipykernel_launcher'):
+    def process(self, rank, what=KERNEL):
         "The kernel of one of the processes, or `sae_ception` itself; nothing while there is none"
         for o in self.family:
             try:
-                if what in o.cmdline() and o.environ().get('RANK', '0' if self.n == 1 else '') == str(rank): return o
+                if (is_kernel(o) if what == KERNEL else what in o.cmdline()) and o.environ().get('RANK', '0' if self.n == 1 else '') == str(rank): return o
             except psutil.Error: pass
 
 # ------------------------------------------------------------------ what differs
@@ -202,6 +208,36 @@ def layouts(folder, modes=tuple(LAYOUTS), seed=0, tries=5):
         yield dict(**row, again=code, **(dict(said=o.said[-1500:]) if code else compared(one, out)))
         shutil.rmtree(out, ignore_errors=True)
 
+# All die at once, as when a machine fails, while a place of the cycle is being worked at; and another layout goes on
+PLACES = {'model': 'cycle_0/.model.safetensors.0.safetensors', 'SAE': 'cycle_0/.sae.safetensors', 'results': 'cycle_0/sae/manifest.json',
+          'first arm': 'cycle_1/.model.safetensors.0.safetensors', 'second arm': 'cycle_1/.model.safetensors.1.safetensors', 'SAEs of arms': 'cycle_1/.sae.safetensors'} # and what is awaited
+ONE,SLICES,COPIES = ('', 1),('shards=2', 2),('', 2)
+MOVED = {f'{a} to {b}, {place}': (how, to, place) for (a, how),(b, to) in ((('2 slices', SLICES), ('1', ONE)), (('2 slices', SLICES), ('2 copies', COPIES)), (('1', ONE), ('2 slices', SLICES))) for place in PLACES}
+
+def moved(folder, modes=tuple(MOVED), seed=0):
+    "All processes are killed at once at a random moment of each place; where another layout begins, what it does again, and how it ends"
+    (site := Path(folder)/'site').mkdir(exist_ok=True)
+    (site/'sitecustomize.py').write_text(sweep.WATCH)
+    env = dict(PYTHONPATH=os.pathsep.join([str(site), *filter(None, [os.environ.get('PYTHONPATH')])]))
+    one,_ = alone('cycle_lm', folder)
+    for name in modes:
+        (how,to,place),rng,out = MOVED[name],random.Random(f'{seed} {name}'),Path(folder)/re.sub(r'\W+', '_', f'{name} moved')
+        for o in (out, trace := out.with_suffix('.trace')): shutil.rmtree(o, ignore_errors=True)
+        trace.mkdir()
+        o = Started('cycle_lm', *how, out, **env, SWEEP_TRACE=str(trace))
+        while not (out/PLACES[place]).exists() and o.p.poll() is None: time.sleep(.005)
+        time.sleep(after := rng.uniform(0, 1))
+        rest = o.family
+        o.kill()
+        stages = {x: x.stat().st_mtime_ns for x in out.rglob('manifest.json')}
+        o = Started('cycle_lm', *to, out, **env, SWEEP_TRACE=str(trace))
+        code = o.wait()
+        loops,_ = sweep.counted(trace, out)
+        curves = {} if code else {x.parent.relative_to(out).as_posix(): max(distance(u, v) for u,v in zip(values(one/x.relative_to(out)).values(), values(x).values())) for x in sorted(out.rglob('history.json'))}
+        yield dict(mode=name, after=round(after, 2), processes_left=sum(x.is_running() and x.status() != psutil.STATUS_ZOMBIE for x in rest), stages_before=len(stages), stages_again=sum(x.stat().st_mtime_ns != t for x,t in stages.items()),
+                   loops={k: {x: v[x] for x in ('begun', 'steps', 'at', 'lost')} | dict(behind=v.get('behind', 0)) for k,v in loops.items()}, again=code, histories=curves, **(dict(said=o.said[-1500:]) if code else compared(one, out)))
+        shutil.rmtree(out, ignore_errors=True)
+
 STARTS = {f'{case}, start {i}': (case, i) for case in ('baseline', 'lm_new') for i in range(6)}
 
 def starts(folder, modes=tuple(STARTS)):
@@ -215,7 +251,7 @@ def starts(folder, modes=tuple(STARTS)):
         time.sleep(moment)
         while not (hit := kernel and o.process(rank) or o.process(rank, 'sae_ception')) and o.p.poll() is None: time.sleep(.01) # torchrun takes a while to start them
         rest,begin = o.family,time.monotonic()
-        if hit: what = 'kernel' if 'ipykernel_launcher' in hit.cmdline() else 'process'; hit.kill()
+        if hit: what = 'kernel' if is_kernel(hit) else 'process'; hit.kill()
         killed,name_of = o.wait(120),CASES[case].split()[0]
         row = dict(mode=name, rank=rank, what=what, moment=round(begin - o.begin, 2), begun=out.exists(), code=killed, stopped_in_s=round(time.monotonic() - begin, 1),
                    processes_left=sum(x.is_running() and x.status() != psutil.STATUS_ZOMBIE for x in rest),
@@ -299,13 +335,13 @@ def steps(folder, widths=(4096, 16384)):
             said = in_processes(f'import json,sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom sae_ception.processes import join; from processes import step\njoin(2)\nprint(json.dumps(step({how!r}, {width})))')
             yield json.loads(said[0])
 
-KINDS = dict(same=same, layouts=layouts, starts=starts, twins=twins, digits=digits, steps=steps)
+KINDS = dict(same=same, layouts=layouts, moved=moved, starts=starts, twins=twins, digits=digits, steps=steps)
 
 def main():
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     a.add_argument('what', choices=['all', *KINDS])
     a.add_argument('out', help='file of JSON lines to append to')
-    a.add_argument('--modes', help='some of ' + '; '.join([*MODES, *LAYOUTS, *STARTS, *TWINS]) + ' (divided by ;)')
+    a.add_argument('--modes', help='some of ' + '; '.join([*MODES, *LAYOUTS, *MOVED, *STARTS, *TWINS]) + ' (divided by ;)')
     a.add_argument('--folder', help='where to work; a temporary folder if absent')
     a = a.parse_args()
     from sae_ception.run import versions
