@@ -88,9 +88,9 @@ def warm(store, sites, batch, rounds, seconds):
     return dict(table='warm', d=d, sites=len(sites), batch=batch, **{k: gb/v[0] for k,v in took.items()}, share=took['blocks'][0]/took['store'][0], share_cpu=took['blocks'][1]/took['store'][1])
 
 
-def plainly(files, threads, seconds):
-    "Read files one after the other in each thread, round and round, and drop each at its end; bytes a second that came from the disk"
-    todo,had,start = itertools.cycle(files),from_disks(),time.perf_counter()
+def plainly(todo, threads, seconds):
+    "Read the next files one after the other in each thread, and drop each at its end; bytes a second that came from the disk"
+    had,start = from_disks(),time.perf_counter()
     def one():
         buffer = bytearray(2**20)
         while time.perf_counter() < start + seconds:
@@ -129,10 +129,11 @@ class Training:
 def cold(path, batch, rounds, seconds):
     "Reading as from a disk much larger than memory, beside plain reading"
     files = sorted(path.rglob('*.safetensors'))
+    todo = itertools.cycle(files) # or the same few would be read again and again, and lie in the memory of the machine that this one runs on
     size,rates = sum(o.stat().st_size for o in files),dict(disk=[], disk2=[], disk4=[], store=[], from_disk=[], opened=[])
     for _ in range(rounds):
         drop(files)
-        for k,threads in ('disk', 1), ('disk2', 2), ('disk4', 4): rates[k].append(plainly(files, threads, seconds))
+        for k,threads in ('disk', 1), ('disk2', 2), ('disk4', 4): rates[k].append(plainly(todo, threads, seconds))
         training = Training(path, batch)
         total = training.rows.total
         training.read(total//4)
