@@ -7,6 +7,7 @@
     python processes.py starts   processes.jsonl        one of two processes is SIGKILLed in the first eight seconds, and the same command is given again
     python processes.py twins    processes.jsonl        presets of large models, and what `plan` writes, in tiny: to the end in two processes that share each model
     python processes.py digits   processes.jsonl        what a change of the last digit becomes in one process, for comparison (not with --modes)
+    python processes.py ties     processes.jsonl        the same for the SAEs of a language model's cycle (not with --modes)
     python processes.py steps    processes.jsonl        seconds of a step of an SAE whose rows or features are shared (not with --modes)
     python processes.py all      processes.jsonl        all of these
 """
@@ -304,6 +305,29 @@ def digits(folder, epochs=(1, 3, 10, 30, 100)):
         (a,h),(b,g) = (train_sae(o, held, SAEConfig(width=256, k=8), SAETrainConfig(epochs=n), 0, device='cpu') for o in (x, other))
         yield dict(epochs=n, fvu=distance(h[-1]['val_fvu'], g[-1]['val_fvu']), weights=max(distance(p.detach(), q.detach()) for p,q in zip(a.parameters(), b.parameters())))
 
+def ties(folder, tries=8):
+    "One process: the SAEs of the arms of a language model's cycle, from the activations of the kept models whose last digit is another"
+    import torch
+    from sae_ception.activations import collect_tokens
+    from sae_ception.core import generator
+    from sae_ception.data import load_task
+    from sae_ception.models import load_model
+    from sae_ception.sae.coders import SAEConfig
+    from sae_ception.sae.training import SAETrainConfig,train_saes
+    one,arms,splits = alone('cycle_lm', folder)[0],('control', 'per_class'),('train', 'validation')
+    c = json.loads((one/'config.json').read_text())['config']
+    sae,how = (kind(**{k: tuple(v) if isinstance(v, list) else v for k,v in c[name].items()}) for kind,name in ((SAEConfig, 'sae'), (SAETrainConfig, 'sae_train')))
+    task,n = load_task('docstrings', train_rows=300),c['sae_rows']
+    x = {s: torch.stack([collect_tokens(load_model(one/f'cycle_1/{o}/model'), task, None, s, n if s == 'train' else n//8 + 1) for o in arms]) for s in splits}
+    first = None
+    for i in range(tries + 1): # the first is without a change
+        other = [x[s]*(1 + (1e-7*torch.randn(x[s].shape, generator=generator(i, 'ties', s)) if i else 0)) for s in splits]
+        saes,curves = train_saes(*other, sae, how, [0, 0])
+        first = first or saes
+        for arm,a,b,h in zip(arms, first, saes, curves):
+            was = values(one/f'cycle_1/{arm}/sae/history.json')
+            yield dict(arm=arm, changed=i, curves=max(distance(was[k], v) for k,v in numbers(h)), weights=max(distance(u.detach(), v.detach()) for u,v in zip(a.parameters(), b.parameters())))
+
 # ------------------------------------------------------------------ what a step costs
 def step(how, width, batch=1024, dim=768, n=12):
     "Seconds and CPU seconds of a step, the smallest of some; `alone` is each process by itself with the whole batch, at the same time"
@@ -335,7 +359,7 @@ def steps(folder, widths=(4096, 16384)):
             said = in_processes(f'import json,sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom sae_ception.processes import join; from processes import step\njoin(2)\nprint(json.dumps(step({how!r}, {width})))')
             yield json.loads(said[0])
 
-KINDS = dict(same=same, layouts=layouts, moved=moved, starts=starts, twins=twins, digits=digits, steps=steps)
+KINDS = dict(same=same, layouts=layouts, moved=moved, starts=starts, twins=twins, digits=digits, ties=ties, steps=steps)
 
 def main():
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
