@@ -412,22 +412,22 @@ class StoreRows(Rows):
 
 # %% ../nbs/foundations/07_store.ipynb #5afb4f5c
 @lru_cache(4)
-def _order(seed, p, shards):
-    "The order of shards in a pass, and how far each is turned"
+def _order(seed, p, shards, last):
+    "The order of shards in a pass, and how far each is turned; so many last ones are the same in all passes"
     gen = generator(seed, 'shards', p)
-    return torch.randperm(shards, generator=gen).tolist(),torch.rand(shards, generator=gen).tolist()
+    parts = torch.randperm(shards, generator=generator(seed, 'shards')).split([shards - last, last])
+    return [i for o in parts for i in o[torch.randperm(len(o), generator=gen)].tolist()],torch.rand(shards, generator=gen).tolist()
 
 @patch
 def _opened(self:StoreRows, p, w):
-    "The shards that are open in window `w` of pass `p`, and which rows of each that count it takes: pieces from, to; and the same with all that the newest shard is going to give"
-    n,(order,turns) = self.shards,_order(self.seed, p, len(self.kept))
-    def pieces(part, end):
-        i = order[w-part] # a negative index goes round
+    "The shards that are open in window `w` of pass `p`, and which rows of each that count it takes: pieces from, to; the newest shard comes first"
+    n = self.shards
+    order,turns = _order(self.seed, p, len(self.kept), n - 1)
+    def pieces(i, part):
         m = len(self.kept[i])
-        a,b = (int(turns[i]*m) + m*o//n for o in (part, end))
-        return {i: [(x - c, min(y, m + c) - c) for x,y,c in ((a, min(b, m), 0), (max(a, m), b, m)) if x < y]}
-    opened = {k: v for part in range(n) for k,v in pieces(part, part+1).items()}
-    return opened,{**opened, **pieces(0, min(n, len(order) - w))}
+        a,b = (int(turns[i]*m) + m*o//n for o in (part, part + 1))
+        return [(x - c, min(y, m + c) - c) for x,y,c in ((a, min(b, m), 0), (max(a, m), b, m)) if x < y]
+    return {i: pieces(i, part) for part in range(n) for i in [order[w-part]]} # a negative index goes round
 
 # %% ../nbs/foundations/07_store.ipynb #f49e9c3a
 @patch
@@ -444,13 +444,14 @@ def _mixed(self:StoreRows, p, w, opened):
     return torch.from_numpy(join_runs(np.concatenate([*kept, np.zeros(0, np.int32)]), first + (m.cumsum() - m)[of], np.minimum(m[of] - first, self.block), self.start[list(opened)][of]))
 
 # %% ../nbs/foundations/07_store.ipynb #231fd523
-_ahead = 4 # windows, each prepared by a thread of its own
+_ahead = 6 # windows, each prepared by a thread of its own
 
 @patch
 def _prepare(self:StoreRows, p, w, *_):
     "The shards of a window, its rows in their order, and its files, mapped; what will be read of them is in memory then, and checked. What else it is given is let go by the thread, since unmapping takes a while"
-    (opened,needed),files = self._opened(p, w),{}
-    for i,pieces in needed.items():
+    opened,files = self._opened(p, w),{}
+    for nth,(i,pieces) in enumerate(opened.items()):
+        if pieces and not nth: pieces = [(0, len(self.kept[i]))] # the newest, whole
         found = [(int(self.kept[i][a]), int(self.kept[i][b-1]) + 1) for a,b in pieces]
         for site in self.widths:
             for o in found: self.store._verify('train', i, site, o)
