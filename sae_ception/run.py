@@ -38,23 +38,29 @@ _locks = WeakValueDictionary() # this process may open a run twice
 
 class _Lock:
     "A lock on a directory, for as long as this object lives"
-    def __init__(self, path): self.fd = os.open(path, os.O_RDONLY)
+    def __init__(self, path): self.fd = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT)
     def free(self, close=os.close):
         if self.fd is not None: close(self.fd); self.fd = None
     __del__ = free
 
 if fcntl: os.register_at_fork(after_in_child=lambda: [o.free() for o in _locks.values()]) # a worker that outlives us does not keep it
 
-def _lock(path, patience=5.):
-    if fcntl is None or os.environ.get('RANK', '0') != '0': return None
-    if (held := _locks.get(path.resolve())): return held
-    lock,until = _Lock(path),time.monotonic() + patience
+# %% ../nbs/foundations/00_run.ipynb #3152769b
+def _take(lock, path, patience):
+    "Take the lock, or say that another process has it; `False` where the file system has none of this kind"
+    until = time.monotonic() + patience
     while True:
-        try: fcntl.flock(lock.fd, fcntl.LOCK_EX | fcntl.LOCK_NB); break
+        try: fcntl.flock(lock.fd, fcntl.LOCK_EX | fcntl.LOCK_NB); return True
         except BlockingIOError:
             if time.monotonic() > until: raise ValueError(f'{path} is in use by another process: wait for it, end it, or choose another directory') from None
             time.sleep(.1)
-        except OSError: return lock # a file system without locks
+        except OSError: return False
+
+def _lock(path, patience=5.):
+    if fcntl is None or os.environ.get('RANK', '0') != '0': return None
+    if (held := _locks.get(path.resolve())): return held
+    if not any(_take(lock := _Lock(o), path, patience) for o in (path, path/'.lock')):
+        logger.warning('%s is on a file system without locks: see to it that no other process uses it', path)
     _locks[path.resolve()] = lock
     for o in path.rglob('.*.tmp'): o.unlink(missing_ok=True) # left by one that was killed while it wrote
     return lock

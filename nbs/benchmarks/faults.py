@@ -16,7 +16,7 @@ directory must equal that of a run that nothing disturbed: the same files, byte 
 What is random is decided by the seed, the kind of fault and its number, so `--only 17` does again what was done to run 17 (a moment in seconds is as exact as the machine).
 Faults that are in the file already, of the same code, are not done again: a series can be stopped, or done in pieces of some `--minutes`, and goes on. With a `--folder` that stays, so do the undisturbed runs.
 """
-import argparse,ctypes,hashlib,json,os,platform,random,re,shutil,signal,subprocess,sys,tempfile,time
+import argparse,ast,ctypes,hashlib,json,os,platform,random,re,shutil,signal,subprocess,sys,tempfile,time
 from importlib.resources import files
 from pathlib import Path
 
@@ -155,9 +155,10 @@ def difference(out, reference):
     return sorted(f'{"missing" if o not in found else "left behind" if o not in reference else "differs"}: {o}' for o in found.keys() | reference if found.get(o) != reference.get(o))
 
 def code_of():
-    "A hash of the code that is tried"
+    "A hash of the code that is tried, without its comments"
     home,digest = Path(files('sae_ception')),hashlib.sha256()
-    for o in sorted([*home.rglob('*.py'), *(home.parent/'nbs/experiments').glob('*.ipynb')]): digest.update(o.read_bytes())
+    for o in sorted(home.rglob('*.py')): digest.update(ast.dump(ast.parse(o.read_text())).encode())
+    for o in sorted((home.parent/'nbs/experiments').glob('*.ipynb')): digest.update(o.read_bytes())
     return digest.hexdigest()[:8]
 
 _references = {}

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Times how fast training reads a store, beside what memory and disk can do in the same run.
 
-    python store.py --out store.jsonl                           everything the notebook beside this file shows: 10 minutes on a machine with nothing else to do, 13 GB of disk and of memory
+    python store.py --out store.jsonl                           everything the notebook beside this file shows: 15 minutes on a machine with nothing else to do, 23 GB of disk and 8 of memory
     python store.py --out store.jsonl --rows 16384 --rounds 4   smaller
 
 Stores are made of random numbers with random masks and lie in a folder that is removed at the end (--at chooses where). Every line of the output is a JSON object; rates count bytes of the store,
 two for each number that is read, in GB/s. All ways take turns within a round. From memory the best round counts, since others share the machine; from the disk, which is uneven, the median of the rounds.
-Copying uses one thread, and so does training, for which four more look ahead.
+Copying uses one thread, and so does training, for which six more look ahead.
 """
 import argparse,gc,itertools,json,os,platform,shutil,statistics,tempfile,threading,time
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ import torch
 
 from sae_ception.core import config_hash,generator,plain,write_json
 from sae_ception.gather import Gather
-from sae_ception.store import Store,_Shard,_close_shard,_piece
+from sae_ception.store import Store,_Shard,_ahead,_close_shard,_piece
 
 
 def make(path, widths, rows, shards, seed=0):
@@ -88,20 +88,26 @@ def warm(store, sites, batch, rounds, seconds):
     return dict(table='warm', d=d, sites=len(sites), batch=batch, **{k: gb/v[0] for k,v in took.items()}, share=took['blocks'][0]/took['store'][0], share_cpu=took['blocks'][1]/took['store'][1])
 
 
-def plainly(todo, threads, seconds):
-    "Read the next files one after the other in each thread, and drop each at its end; bytes a second that came from the disk"
+def plainly(todo, threads, seconds, keep=0):
+    "Read the next files one after the other in each thread, and drop each when `keep` more were read; bytes a second that came from the disk, once so many are held"
+    held = []
+    def read(until):
+        def one():
+            buffer = bytearray(2**20)
+            while not until():
+                held.append(file := next(todo))
+                with open(file, 'rb', 0) as f:
+                    while f.readinto(buffer): pass
+                while len(held) > keep: drop([held.pop(0)])
+        all_of = [threading.Thread(target=one) for _ in range(threads)]
+        for o in all_of: o.start()
+        for o in all_of: o.join()
+    read(lambda: len(held) >= keep)
     had,start = from_disks(),time.perf_counter()
-    def one():
-        buffer = bytearray(2**20)
-        while time.perf_counter() < start + seconds:
-            file = next(todo)
-            with open(file, 'rb', 0) as f:
-                while f.readinto(buffer): pass
-            drop([file])
-    all_of = [threading.Thread(target=one) for _ in range(threads)]
-    for o in all_of: o.start()
-    for o in all_of: o.join()
-    return (from_disks() - had)/(time.perf_counter() - start)
+    read(lambda: time.perf_counter() > start + seconds)
+    rate = (from_disks() - had)/(time.perf_counter() - start)
+    drop(held)
+    return rate
 
 
 class Training:
@@ -130,22 +136,26 @@ def cold(path, batch, rounds, seconds):
     "Reading as from a disk much larger than memory, beside plain reading"
     files = sorted(path.rglob('*.safetensors'))
     todo = itertools.cycle(files) # or the same few would be read again and again, and lie in the memory of the machine that this one runs on
-    size,rates = sum(o.stat().st_size for o in files),dict(disk=[], disk2=[], disk4=[], store=[], from_disk=[], opened=[])
+    probe = Store(path).rows()
+    keep = (probe.shards + _ahead)*(len(probe.widths) + 1) # as many files as training has in use; rows.safetensors is one of a shard's
+    plain = {'disk': (1, 0), 'disk2': (2, 0), 'disk4': (4, 0), 'kept2': (2, keep), 'kept4': (4, keep)}
+    rates,shares = {k: [] for k in (*plain, 'store', 'from_disk', 'opened')},{k: [] for k in ('share', 'share_kept')}
     for _ in range(rounds):
         drop(files)
-        for k,threads in ('disk', 1), ('disk2', 2), ('disk4', 4): rates[k].append(plainly(todo, threads, seconds))
+        for k,(threads,held) in plain.items(): rates[k].append(plainly(todo, threads, seconds, held))
         training = Training(path, batch)
         total = training.rows.total
-        training.read(total//4)
-        for k,v in zip(('store', 'from_disk'), training.read(total)): rates[k].append(v) # the same windows end where they began
+        training.read(total//2) # until the memory that it takes has been taken
+        for k,v in zip(('store', 'from_disk'), training.read(total)): rates[k].append(v) # a whole pass, from the middle of one to the middle of the next
         rates['opened'].append(training.opened)
         training.rows.readers.shutdown()
         del training # with all that it has mapped
         gc.collect()
-    best = max(('disk', 'disk2', 'disk4'), key=lambda k: statistics.median(rates[k]))
-    shares = sorted(min(a, b)/o for a,b,o in zip(rates['store'], rates['from_disk'], rates[best]))
+    for k,ways in dict(share=('disk', 'disk2', 'disk4'), share_kept=('kept2', 'kept4')).items():
+        best = max(ways, key=lambda k: statistics.median(rates[k]))
+        shares[k] = sorted(min(a, b)/o for a,b,o in zip(rates['store'], rates['from_disk'], rates[best]))
     found = {k: statistics.median(v)/(1 if k == 'opened' else 1e9) for k,v in rates.items()}
-    return dict(table='cold', batch=batch, gb=size/1e9, rounds=rounds, **found, share=statistics.median(shares), shares=[round(o, 3) for o in shares])
+    return dict(table='cold', batch=batch, gb=sum(o.stat().st_size for o in files)/1e9, rounds=rounds, kept=keep, **found, **{k: statistics.median(v) for k,v in shares.items()}, shares=[round(o, 3) for o in shares['share']], shares_kept=[round(o, 3) for o in shares['share_kept']])
 
 
 def main():
@@ -168,7 +178,7 @@ def main():
                 with store(d, 4, 8) as s:
                     for sites in 1, 2, 4:
                         for batch in 1024, 4096: say(**warm(s, list(s.widths)[:sites], batch, a.rounds, a.seconds))
-            for d,sites,shards in ((768, 1, 48), (2304, 1, 40), (768, 4, 32)) if 'cold' in tables else ():
+            for d,sites,shards in ((768, 1, 128), (2304, 1, 64), (768, 4, 56)) if 'cold' in tables else ():
                 with store(d, sites, shards) as s:
                     os.sync() # what is not yet written cannot be dropped
                     say(d=d, sites=sites, shards=shards, **cold(s.path, 4096, max(2, a.rounds//2), 20*a.seconds))
