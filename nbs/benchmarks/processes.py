@@ -305,7 +305,7 @@ def digits(folder, epochs=(1, 3, 10, 30, 100)):
         (a,h),(b,g) = (train_sae(o, held, SAEConfig(width=256, k=8), SAETrainConfig(epochs=n), 0, device='cpu') for o in (x, other))
         yield dict(epochs=n, fvu=distance(h[-1]['val_fvu'], g[-1]['val_fvu']), weights=max(distance(p.detach(), q.detach()) for p,q in zip(a.parameters(), b.parameters())))
 
-def ties(folder, tries=8):
+def ties(folder, tries=100):
     "One process: the SAEs of the arms of a language model's cycle, from the activations of the kept models whose last digit is another"
     import torch
     from sae_ception.activations import collect_tokens
