@@ -341,10 +341,10 @@ def _in_memory(f, at):
 
 @patch
 def _verify(self:Store, split, shard, part, rows=None):
-    "Read, and check, what was not yet checked of a file or is not in memory: all, or the pieces that hold the rows from, to"
+    "Read, and check, what was not yet checked of a file or is not in memory: all, or the pieces that hold the rows from, to; was there any?"
     o = self.meta['shards'][split][shard]
     facts,size = o['files'][part],self.meta['settings']['checksum']['piece']
-    file,done = self.path/facts['name'],self.verified.setdefault(facts['name'], set())
+    file,done,read = self.path/facts['name'],self.verified.setdefault(facts['name'], set()),False
     a,b = (facts['bytes'] - (o['total'] - r)*2*self.widths[part] for r in rows) if rows else (0, facts['bytes'])
     if not done and (wrong := _whole(self.path, facts)): raise self._wrong(facts, part, wrong)
     try:
@@ -353,7 +353,9 @@ def _verify(self:Store, split, shard, part, rows=None):
                 if i in done and _in_memory(f, max(a, i*size)): continue
                 if checksum(f, i*size, size) != facts['checksums'][i]: raise self._wrong(facts, part, 'is not what was written (its checksum differs)')
                 done.add(i)
+                read = True
     except OSError as e: raise self._wrong(facts, part, f'cannot be read ({e.strerror})') from None
+    return read
 
 # %% ../nbs/foundations/07_store.ipynb #6781c807
 @patch
@@ -454,9 +456,10 @@ def _prepare(self:StoreRows, p, w, *_):
         if pieces and not nth: pieces = [(0, len(self.kept[i]))] # the newest, whole
         found = [(int(self.kept[i][a]), int(self.kept[i][b-1]) + 1) for a,b in pieces]
         for site in self.widths:
-            for o in found: self.store._verify('train', i, site, o)
-            if (h := self.mapped.get((i, site))) is None: self.mapped[i, site] = h = self.store._map('train', i, site)
-            for a,b in found: touch(h[a:b])
+            read = [self.store._verify('train', i, site, o) for o in found]
+            if new := (h := self.mapped.get((i, site))) is None: self.mapped[i, site] = h = self.store._map('train', i, site)
+            for o,(a,b) in zip(read, found):
+                if o or new: touch(h[a:b])
             files[i, site] = h
     return opened,self._mixed(p, w, opened),files
 
