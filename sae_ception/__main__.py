@@ -100,6 +100,7 @@ def _run(o, notebook, values, out):
     if not together: os.environ |= dict(WORLD_SIZE='1') if started().by else {} # of several tasks that srun started, each is a run of its own
     return (run_together if together else run_notebook)(notebook, values, out, o.resume, o.until, o.scratch)
 
+# %% ../nbs/cycle/07_command.ipynb #69b69b64
 def _command(argv):
     "What `main` does, refusals aside"
     if (me := started()).rank and (argv[:1] == ['runs'] or not argv or {'-h', '--help'} & {*argv}): return 0

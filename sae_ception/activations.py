@@ -39,6 +39,7 @@ def own_site(model, site=None):
     if site is None: raise ValueError(f'{type(model).__name__} has no `site` of its own: pass site=, one of `sites(model)`')
     return site
 
+# %% ../nbs/foundations/04_activations.ipynb #9830e844
 def _sweep(task, split, batch_size):
     "Rows of every batch of a sweep, and which batches are this process's"
     size = batch_size or (1024 if isinstance(task.x, torch.Tensor) else 64)
@@ -110,6 +111,7 @@ def collect_tokens(model:nn.Module, # A classifier
         if _idle(model, lists, mine): call(model, task.batch(lists[0], device).x)
     return _all_rows(torch.cat(parts), lists, [int(o.sum()) for o in keep])
 
+# %% ../nbs/foundations/04_activations.ipynb #bfd6cf36
 def _tokens(task, lists, places):
     "How many tokens each batch has"
     return [int(task.x.lengths[o].sum()) if hasattr(task.x, 'lengths') else len(o)*places for o in lists]

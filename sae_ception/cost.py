@@ -145,6 +145,7 @@ def _coders(q, f, m, tokens, extra, turns, held):
     sae = _combined((turns, {'SAE: begin': _begin(q, f)}), (turns, _steps(q, f, m, steps)))
     return reading | {'rows': rows} | sae | _talk(q, f, steps*turns) | _written(turns*12*_config(q, d).width*d*2)
 
+# %% ../nbs/cycle/09_cost.ipynb #a81b1c01
 def _looks(q): # After how many tokens lm_sae measures on the way
     steps,every = -(-q.tokens//q.sae_batch),max(1, -(-q.tokens//q.sae_batch)//max(1, q.evals))
     return [q.sae_batch*min(steps, o + every) for o in range(0, steps, every)] if q.evals else []

@@ -104,18 +104,23 @@ class CycleConfig:
     attack: tuple = () # Radii of adversarial attacks on test rows, as for `robustness`; none if empty
     attack_rows: int = 500 # Attack at most so many rows
 
-    def __post_init__(self):
-        check_types(self)
-        check(self.cycles >= 0, self, 'cycles', 'must not be negative')
-        check(self.aux_weight >= 0, self, 'aux_weight', 'λ must not be negative')
-        check(self.protocol in ('continue', 'reinit'), self, 'protocol', 'choose continue or reinit')
-        check(self.sae_on in ('pooled', 'tokens'), self, 'sae_on', 'choose pooled or tokens')
-        for o in ('sae_rows', 'attack_rows'): check(getattr(self, o) >= 1, self, o, 'must be at least 1')
-        check(all(isinstance(o, (int, float)) and o > 0 for o in self.attack), self, 'attack', 'radii must be numbers above 0')
-        for o,kind in dict(arms=str, seeds=int).items():
-            found = getattr(self, o)
-            check(all(isinstance(x, kind) for x in found) and len(set(found)) == len(found) > 0, self, o, 'must be a tuple of at least one, each once')
-        for arm in self.parsed: self._check_k(arm)
+    def __post_init__(self): self._check()
+
+# %% ../nbs/cycle/00_cycle.ipynb #5310eebe
+@patch
+def _check(self:CycleConfig):
+    "Raise a `ValueError` that names the first setting that makes no sense"
+    check_types(self)
+    check(self.cycles >= 0, self, 'cycles', 'must not be negative')
+    check(self.aux_weight >= 0, self, 'aux_weight', 'λ must not be negative')
+    check(self.protocol in ('continue', 'reinit'), self, 'protocol', 'choose continue or reinit')
+    check(self.sae_on in ('pooled', 'tokens'), self, 'sae_on', 'choose pooled or tokens')
+    for o in ('sae_rows', 'attack_rows'): check(getattr(self, o) >= 1, self, o, 'must be at least 1')
+    check(all(isinstance(o, (int, float)) and o > 0 for o in self.attack), self, 'attack', 'radii must be numbers above 0')
+    for o,kind in dict(arms=str, seeds=int).items():
+        found = getattr(self, o)
+        check(all(isinstance(x, kind) for x in found) and len(set(found)) == len(found) > 0, self, o, 'must be a tuple of at least one, each once')
+    for arm in self.parsed: self._check_k(arm)
 
 # %% ../nbs/cycle/00_cycle.ipynb #de1f21be
 @patch(as_prop=True)
@@ -247,18 +252,20 @@ def results(self:_Cycle, members):
     wait()
     return [read_json(f) for f in files]
 
-@patch
-def _results(self:_Cycle, todo, found):
-    jobs = (delayed(_evaluate)(Member(m.arm, m.seed, sae=m.sae, facts=m.facts), self.cycle, m.acts['train'], *test, f, self.config.probe_rows) for (m,f),test in zip(todo, found))
-    for f in progress(Parallel(min(os.cpu_count(), 1 + len(todo)//8), return_as='generator')(jobs), f'evaluating cycle {self.cycle}', len(todo)):
-        self.run.log('evaluated', file=f.relative_to(self.run.path).as_posix())
-
+# %% ../nbs/cycle/00_cycle.ipynb #147d06fe
 @patch
 def tested(self:_Cycle, m):
     "Activations of the test split, and accuracy under attack, where that was asked for"
     c = self.config
     attacked = lambda o: robustness(o, self.task, c.attack, rows=c.attack_rows, device=pick_device(c.tune.device)) if c.attack else {}
     return self.ask(m, lambda o: (self.read(o, 'test'), attacked(o)))
+
+# %% ../nbs/cycle/00_cycle.ipynb #e8957664
+@patch
+def _results(self:_Cycle, todo, found):
+    jobs = (delayed(_evaluate)(Member(m.arm, m.seed, sae=m.sae, facts=m.facts), self.cycle, m.acts['train'], *test, f, self.config.probe_rows) for (m,f),test in zip(todo, found))
+    for f in progress(Parallel(min(os.cpu_count(), 1 + len(todo)//8), return_as='generator')(jobs), f'evaluating cycle {self.cycle}', len(todo)):
+        self.run.log('evaluated', file=f.relative_to(self.run.path).as_posix())
 
 def _evaluate(m, cycle, train, test, extra, file, probe_rows):
     facts = dict(seed=m.seed, arm=m.arm.name, aux_weight=m.arm.weight(cycle) if cycle else 0., cycle=cycle, **m.facts)
@@ -298,6 +305,7 @@ def run_cycles(task, # The `Task`
         tracking.table('cycles', table)
     return table
 
+# %% ../nbs/cycle/00_cycle.ipynb #d80901ca
 def _cycles(run, task, read, config, site, tracking):
     one = lambda cycle, members, last: _one(_Cycle(run, task, read, config, site, tracking, cycle), members, last)
     members = [Member(BASE, s) for s in config.seeds]

@@ -135,6 +135,7 @@ def _as(dtype):
     import transformers
     return {'dtype' if Version(transformers.__version__) >= Version('4.56') else 'torch_dtype': dtype} # it was renamed
 
+# %% ../nbs/foundations/02_huggingface.ipynb #fccfb14f
 def read_model(auto, # A class such as `AutoModelForCausalLM`
                name, # Hub name or folder
                dtype:torch.dtype=torch.float32, # Of the weights
@@ -216,6 +217,7 @@ def write_model(model, # Of `transformers`, whole or in slices
 def _save_pretrained(model, folder, **kwargs):
     with quietly(): model.save_pretrained(folder, **kwargs)
 
+# %% ../nbs/foundations/02_huggingface.ipynb #053e9e26
 def _write_slices(model, folder, size):
     one,files = model.__dict__['_empty'],[]
     one.config = model.config # which may have changed since it was spread
@@ -235,6 +237,7 @@ def _index(folder, files):
             for k in f.keys(): where[k] = name; total += f.get_tensor(k).nbytes
     write_json(folder/'model.safetensors.index.json', dict(metadata=dict(total_size=total), weight_map=where))
 
+# %% ../nbs/foundations/02_huggingface.ipynb #79efb847
 def save_lm(folder, # Where to
             model, # As for `write_model`
             tokenizer # The model's

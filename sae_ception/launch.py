@@ -436,6 +436,7 @@ def interrupt(self:Relay):
     "Interrupt the cell that runs"
     if self.begun and self.manager.has_kernel: os.kill(self.manager.provisioner.pid, signal.SIGINT)
 
+# %% ../nbs/cycle/02_launch.ipynb #fb11c2e2
 @patch
 def end(self:Relay, patience:float): # Seconds
     "Let no other cell begin; interrupt the one that runs if it does not come to an end by itself, and then end the kernel"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['published', 'JOBS', 'GiB', 'model_config', 'quiet', 'reads_pictures', 'meta_model', 'Books', 'Kernels', 'recompute',
            'traced_step', 'meta_inputs', 'task_loss', 'text_loss', 'shorter', 'PlanConfig', 'facts_of', 'coder_of',
-           'sae_memory', 'memory_here', 'estimate', 'needed', 'room', 'changes', 'host_memory', 'changed',
+           'sae_memory', 'estimate', 'needed', 'memory_here', 'room', 'changes', 'host_memory', 'changed',
            'plot_memory', 'preset']
 
 # %% ../nbs/cycle/04_plan.ipynb #5171d0d8
@@ -19,6 +19,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from fastcore.all import patch
 from matplotlib.patches import Patch
 from torch import nn
 from torch.overrides import TorchFunctionMode
@@ -102,6 +103,7 @@ def reads_pictures(config # From `model_config`
     "Is its input a picture?"
     return hasattr(config, 'image_size')
 
+# %% ../nbs/cycle/04_plan.ipynb #b468590a
 def meta_model(config, # From `model_config`
                job='lm_sae', # `cycle` is a classifier; the others are language models
                dtype='float32' # Of the weights
@@ -214,6 +216,7 @@ def meta_inputs(config, # From `model_config`
     side = image_size or config.image_size
     return dict(pixel_values=torch.zeros(batch, config.num_channels, side, side, device='meta'))
 
+# %% ../nbs/cycle/04_plan.ipynb #d9f65939
 def task_loss(batch # From `meta_inputs`
              ): # Takes a model
     "Cross-entropy over classes"
@@ -249,8 +252,6 @@ def shorter(config, # Of a transformer
     return config
 
 # %% ../nbs/cycle/04_plan.ipynb #7f889824
-JOBS = 'lm_sae','cycle','pretrain'
-
 @dataclass(frozen=True)
 class PlanConfig:
     "What shall be run, and where"
@@ -279,16 +280,23 @@ class PlanConfig:
     offload: bool = False # Keep weights, gradients and moments in the machine's memory
     device_memory: float = 0. # GiB of each device; 0: what is free here
 
-    def __post_init__(self):
-        check_types(self)
-        for o in ('coders', 'batch_size', 'accumulation', 'context', 'sae_batch', 'buffer', 'rows', 'gpus', 'shards', 'k'): check(getattr(self, o) >= 1, self, o, 'must be at least 1')
-        for o in ('width', 'image_size'): check(getattr(self, o) >= 0, self, o, 'must not be negative')
-        check(self.device_memory == 0 or self.device_memory > 1, self, 'device_memory', 'must be more than the 1 GiB that the driver and its libraries take, or 0')
-        check(self.gpus % self.shards == 0, self, 'shards', f'{self.gpus} devices cannot be divided into groups of so many')
-        check(self.expansion > 0, self, 'expansion', 'must be positive')
-        check(self.accumulation <= self.batch_size, self, 'accumulation', f'a batch of {self.batch_size} has no more parts than that')
-        for o,names in dict(job=JOBS, dtype=tuple(DTYPES), precision=('no', 'bf16'), part=PARTS, optimizer=('adamw', 'sgd')).items():
-            check(getattr(self, o) in names, self, o, f'choose from {", ".join(names)}')
+    def __post_init__(self): self._check()
+
+# %% ../nbs/cycle/04_plan.ipynb #4da63292
+JOBS = 'lm_sae','cycle','pretrain'
+
+@patch
+def _check(self:PlanConfig):
+    "Raise a `ValueError` that names the first setting that makes no sense"
+    check_types(self)
+    for o in ('coders', 'batch_size', 'accumulation', 'context', 'sae_batch', 'buffer', 'rows', 'gpus', 'shards', 'k'): check(getattr(self, o) >= 1, self, o, 'must be at least 1')
+    for o in ('width', 'image_size'): check(getattr(self, o) >= 0, self, o, 'must not be negative')
+    check(self.device_memory == 0 or self.device_memory > 1, self, 'device_memory', 'must be more than the 1 GiB that the driver and its libraries take, or 0')
+    check(self.gpus % self.shards == 0, self, 'shards', f'{self.gpus} devices cannot be divided into groups of so many')
+    check(self.expansion > 0, self, 'expansion', 'must be positive')
+    check(self.accumulation <= self.batch_size, self, 'accumulation', f'a batch of {self.batch_size} has no more parts than that')
+    for o,names in dict(job=JOBS, dtype=tuple(DTYPES), precision=('no', 'bf16'), part=PARTS, optimizer=('adamw', 'sgd')).items():
+        check(getattr(self, o) in names, self, o, f'choose from {", ".join(names)}')
 
 # %% ../nbs/cycle/04_plan.ipynb #ac6fd2ec
 def _site(q, model):
@@ -310,6 +318,7 @@ def _groups(model):
         sizes.append(sum(own.values()))
     return sizes
 
+# %% ../nbs/cycle/04_plan.ipynb #e23e1eb7
 def facts_of(q # A `PlanConfig`
             )->dict: # config, layer, depth, d, parameters; weights, moving: bytes; and more
     "Sizes that do not depend on the batch"
@@ -432,10 +441,6 @@ def _written(q, f):
     return {} if _gpu(q) or q.shards == 1 else {'writing': {'model: weights': f['weights']//q.shards, 'model: a file, in the first process': min(f['weights'], max(_file, f['largest'])) + f['largest']}}
 
 # %% ../nbs/cycle/04_plan.ipynb #6b2f2132
-def memory_here()->int: # Bytes
-    "What is free on the GPU, or the memory of this machine where there is none"
-    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')
-
 def _check_settings(q):
     tuned = 'cycle','pretrain'
     for o,jobs in dict(store=('lm_sae',), part=('cycle',), optimizer=('cycle',), dtype=('lm_sae', 'cycle'), accumulation=tuned, precision=tuned, checkpointing=tuned, offload=tuned).items():
@@ -456,6 +461,11 @@ def needed(q:PlanConfig # The question
           )->int: # Bytes
     "The most that any stage needs on a device"
     return int(estimate(q).groupby('stage').bytes.sum().max())
+
+# %% ../nbs/cycle/04_plan.ipynb #7ba1880e
+def memory_here()->int: # Bytes
+    "What is free on the GPU, or the memory of this machine where there is none"
+    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')
 
 def room(q:PlanConfig # The question
         )->int: # Bytes
@@ -495,6 +505,7 @@ def _apply(q, made):
     for _,change in made: q = replace(q, **change)
     return q
 
+# %% ../nbs/cycle/04_plan.ipynb #9dc706d6
 def changes(q:PlanConfig # The question
            )->pd.DataFrame: # change, setting, saves, needed: bytes after it; empty if it fits as it is
     "What to change until it fits, and what each change saves"

@@ -140,6 +140,7 @@ def add_up(tensors # Changed in place
         dist.all_reduce(flat := torch.cat([o.reshape(-1) for o in group]))
         for t,v in zip(group, flat.split([o.numel() for o in group])): t.copy_(v.view_as(t))
 
+# %% ../nbs/foundations/00_processes.ipynb #e584e900
 def agree(*values:float # Numbers of this process
          )->list: # The largest that any process has, of each
     "The largest of what the processes have"

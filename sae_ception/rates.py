@@ -252,13 +252,6 @@ def _metric_rates(clock):
     return dict(evaluation=1797*(256 + 64)/max(whole - probe, .1*whole), probe=probe/30)
 
 # %% ../nbs/cycle/08_rates.ipynb #9e3548e4
-_empty = ["out: str = '' # The run directory", 'import torch,sae_ception.study,sae_ception.pretraining,sae_ception.rows,sae_ception.interpret.plots; torch.optim.SGD([torch.zeros(1)])']
-_first = 'from sae_ception.huggingface import load_lm,train_tokenizer; load_lm("gpt2:16x1", train_tokenizer([""], 300))'
-_sparse = '''from sae_ception.sae.engine import Group,SAEConfig,SAETrainConfig
-from sae_ception.sae.coders import SAE
-g,x = Group(SAE(64, SAEConfig(width=2048, k=8)), SAETrainConfig(), [0], 1),torch.randn(64, 64)
-g.begin(x); u = g.units(x)[0]; g.feed(u, u)'''
-
 def children(command:list, # Words
              cpu=False, # Seconds of the processor, of all its processes, instead of the wall
              env=None # Variables of the environment; those of this process if not given
@@ -268,6 +261,14 @@ def children(command:list, # Words
     start = used()
     subprocess.run(command, check=True, capture_output=True, env=env)
     return used() - start
+
+# %% ../nbs/cycle/08_rates.ipynb #cd6d5d0a
+_empty = ["out: str = '' # The run directory", 'import torch,sae_ception.study,sae_ception.pretraining,sae_ception.rows,sae_ception.interpret.plots; torch.optim.SGD([torch.zeros(1)])']
+_first = 'from sae_ception.huggingface import load_lm,train_tokenizer; load_lm("gpt2:16x1", train_tokenizer([""], 300))'
+_sparse = '''from sae_ception.sae.engine import Group,SAEConfig,SAETrainConfig
+from sae_ception.sae.coders import SAE
+g,x = Group(SAE(64, SAEConfig(width=2048, k=8)), SAETrainConfig(), [0], 1),torch.randn(64, 64)
+g.begin(x); u = g.units(x)[0]; g.feed(u, u)'''
 
 def _start_rates(clock, times):
     "Seconds until a command has begun, libraries are loaded, and a model is made; and for a figure"

@@ -56,6 +56,7 @@ def evaluating(model:nn.Module # Any model
     finally:
         for m,mode in modes.items(): m.training = mode
 
+# %% ../nbs/foundations/04_reading.ipynb #a0c5af0a
 def reading_rule(model:nn.Module, # A classifier of `transformers`
                  x # A few examples, of different lengths if they are texts
                 )->str: # `first`, `last` or `mean`

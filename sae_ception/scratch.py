@@ -76,7 +76,30 @@ def _left_off(out, work): # Was `out` last worked on from `work`?
     notes = [o/NOTE for o in (out, work)]
     return all(o.exists() for o in notes) and notes[0].read_text() == notes[1].read_text()
 
+def _enter(out, work):
+    "Make scratch a copy of the run directory, unless the work goes on there"
+    for o in out.rglob('.*.tmp'): o.unlink(missing_ok=True) # of a copy that was cut off
+    if _left_off(out, work): return
+    (out/NOTE).unlink(missing_ok=True)
+    update(work, out)
+    word = f'in {work}, {secrets.token_hex(8)}\n'
+    for o in (out, work): (o/NOTE).write_text(word)
+
 # %% ../nbs/cycle/01_scratch.ipynb #1f40dda0
+def _lost(out, work): return out.exists() and not _left_off(out, work)
+
+def _bring_back(out, work, over, every, grown):
+    "Copy what was completed, until `over` is set"
+    seen,last = None,0.
+    while not over.wait(every):
+        if (now := _completed(_listing(work))) == seen and time.monotonic() < last + grown: continue
+        seen,last = now,time.monotonic()
+        try:
+            if _lost(out, work): os.kill(os.getpid(), signal.SIGTERM); return
+            with still(work) as picture: update(out, picture)
+        except OSError as e: print(f'not yet copied to {out}: {e}', file=sys.stderr, flush=True)
+
+# %% ../nbs/cycle/01_scratch.ipynb #b7998b9f
 @contextmanager
 def mirrored(out, # The run directory
              scratch=None, # A folder on a disk of this machine; `None` is to work in `out` itself
@@ -87,28 +110,13 @@ def mirrored(out, # The run directory
     out = Path(out)
     if not scratch: (out/NOTE).unlink(missing_ok=True); yield out; return
     work,end = Path(os.path.expandvars(scratch)).expanduser()/'runs'/str(out.resolve()).strip('/').replace('/', '-'),threading.Event()
-    for o in out.rglob('.*.tmp'): o.unlink(missing_ok=True) # of a copy that was cut off
-    if not _left_off(out, work):
-        (out/NOTE).unlink(missing_ok=True)
-        update(work, out)
-        word = f'in {work}, {secrets.token_hex(8)}\n'
-        for o in (out, work): (o/NOTE).write_text(word)
-    def lost(): return out.exists() and not _left_off(out, work)
-    def keep():
-        seen,last = None,0.
-        while not end.wait(every):
-            if (now := _completed(_listing(work))) == seen and time.monotonic() < last + grown: continue
-            seen,last = now,time.monotonic()
-            try:
-                if lost(): os.kill(os.getpid(), signal.SIGTERM); return
-                with still(work) as picture: update(out, picture)
-            except OSError as e: print(f'not yet copied to {out}: {e}', file=sys.stderr, flush=True)
-    thread = threading.Thread(target=keep, daemon=True)
+    _enter(out, work)
+    thread = threading.Thread(target=_bring_back, args=(out, work, end, every, grown), daemon=True)
     thread.start()
     try: yield work
     finally:
         end.set(); thread.join()
-        if lost(): raise OSError(f'somebody else has gone on from {out}, so what was made here since was left in {work}')
+        if _lost(out, work): raise OSError(f'somebody else has gone on from {out}, so what was made here since was left in {work}')
         try: update(out, work)
         except OSError as e: raise OSError(f'the results are in {work}, and could not be copied to {out} ({e}): run again with the same scratch folder when that can be written to') from e
     (out/NOTE).unlink()

@@ -28,10 +28,6 @@ def _groups(shards, device):
     return mesh if ranks() > shards else mesh['slices']
 
 # %% ../nbs/foundations/03_sharding.ipynb #671bc30c
-def _give_back():
-    "Let the C library return large pieces of memory at once"
-    getattr(ctypes.CDLL(None), 'mallopt', lambda *_: 0)(-3, 2**20) # pieces of a megabyte and more have pages of their own
-
 def _embedding(model, end):
     try: return getattr(model, f'get_{end}_embeddings')()
     except (AttributeError, NotImplementedError): return None # models of pictures, and those that are not of `transformers`
@@ -42,6 +38,12 @@ def _parts(model):
     tied = all(o is not None for o in ends) and ends[0].weight is ends[1].weight
     return [*(model.get_submodule(o) for o in find_blocks(model)[1]), *(o for o in ends if o is not None and not tied), model]
 
+# %% ../nbs/foundations/03_sharding.ipynb #9715f909
+def _give_back():
+    "Let the C library return large pieces of memory at once"
+    getattr(ctypes.CDLL(None), 'mallopt', lambda *_: 0)(-3, 2**20) # pieces of a megabyte and more have pages of their own
+
+# %% ../nbs/foundations/03_sharding.ipynb #d706a11b
 def shard(model:nn.Module, # Whole, or on `meta`; changed in place
           config # Has `shards`, `precision`, `offload` and `device`: a `TrainConfig` or a `PretrainConfig`
          )->nn.Module: # The same model
@@ -58,11 +60,11 @@ def shard(model:nn.Module, # Whole, or on `meta`; changed in place
     model.__dict__['_empty'] = empty # the same model without numbers, and no part of it
     return model
 
+# %% ../nbs/foundations/03_sharding.ipynb #9692a68e
 def sharded(model:nn.Module # Any
            )->bool:
     "Are its weights spread over processes?"
     return any(hasattr(p, 'device_mesh') for p in model.parameters())
-
 
 def device_of(model:nn.Module # Any
              )->torch.device:
@@ -110,6 +112,7 @@ def gathered(model:nn.Module # Sharded, or not
     "All weights of a model, in the first process"
     return next(pieces(model))
 
+# %% ../nbs/foundations/03_sharding.ipynb #e946b4cf
 @torch.no_grad()
 def whole(model:nn.Module # Sharded, or not
          )->nn.Module: # On the CPU

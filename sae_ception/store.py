@@ -246,6 +246,7 @@ def write_store(path, # A directory, new or begun; processes that share one writ
     if diff := config_diff(store.meta['settings'], settings): raise ValueError(f'{path} holds another store ({listed(diff, 4)}): choose another directory, or remove this one')
     return store
 
+# %% ../nbs/foundations/07_store.ipynb #a65e34f5
 def _begin(path, *args):
     try: writer = _Writer(path, *args)
     except (ValueError, FileNotFoundError):

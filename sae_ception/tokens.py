@@ -244,8 +244,7 @@ class TokenStream:
                  shuffle:int=10_000, # Documents of a hub set that are shuffled together; local ones are all shuffled
                  seed:int=0 # Decides the order of documents
                 ):
-        self.kw = dict(context=context, bos=bos, separator=separator, pack=pack, overlong=overlong, held_out=held_out, passes=passes,
-                       column=column, shuffle=shuffle, seed=seed)
+        self.kw = dict(context=context, bos=bos, separator=separator, pack=pack, overlong=overlong, held_out=held_out, passes=passes, column=column, shuffle=shuffle, seed=seed)
         _check_settings(split=split, **self.kw)
         self.source,self.tokenizer,self.context,self.split,self.passes,self.seed = source,tokenizer,context,split,passes,seed
         self.marks = _marks(tokenizer, bos, separator, passes > 0 or not pack)
