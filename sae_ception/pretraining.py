@@ -51,17 +51,21 @@ class PretrainConfig:
     offload: bool = field(default=False, compare=False) # Keep weights, gradients and moments in the machine's memory, not on the GPU
 
     def __post_init__(self):
-        check_types(self)
-        for o in ('tokens', 'batch_size', 'accumulation', 'evaluations', 'shards'): check(getattr(self, o) >= 1, self, o, 'must be at least 1')
-        check(self.accumulation <= self.batch_size, self, 'accumulation', f'cannot split a batch of {self.batch_size} contexts into so many parts')
-        check(self.lr > 0, self, 'lr', 'must be positive')
-        for o in ('weight_decay', 'clip'): check(getattr(self, o) >= 0, self, o, 'must not be negative')
-        for o in ('warmup', 'decay'): check(0 <= getattr(self, o) <= 1, self, o, 'is a share of the steps, between 0 and 1')
-        check(self.schedule in SCHEDULES, self, 'schedule', f'choose from {", ".join(SCHEDULES)}')
-        check(self.precision in ('no', 'bf16'), self, 'precision', 'choose no or bf16')
-        pick_device(self.device)
+        _check_pretraining(self)
 
     def steps(self, context): return -(-self.tokens // (self.batch_size*context))
+
+# %% ../nbs/sharpening/02_pretraining.ipynb #d7d97533
+def _check_pretraining(config):
+    check_types(config)
+    for o in ('tokens', 'batch_size', 'accumulation', 'evaluations', 'shards'): check(getattr(config, o) >= 1, config, o, 'must be at least 1')
+    check(config.accumulation <= config.batch_size, config, 'accumulation', f'cannot split a batch of {config.batch_size} contexts into so many parts')
+    check(config.lr > 0, config, 'lr', 'must be positive')
+    for o in ('weight_decay', 'clip'): check(getattr(config, o) >= 0, config, o, 'must not be negative')
+    for o in ('warmup', 'decay'): check(0 <= getattr(config, o) <= 1, config, o, 'is a share of the steps, between 0 and 1')
+    check(config.schedule in SCHEDULES, config, 'schedule', f'choose from {", ".join(SCHEDULES)}')
+    check(config.precision in ('no', 'bf16'), config, 'precision', 'choose no or bf16')
+    pick_device(config.device)
 
 # %% ../nbs/sharpening/02_pretraining.ipynb #42fd1fa8
 ARMS = 'control','per_token','full','random','l1'
@@ -71,6 +75,7 @@ def _frozen(sae): # A copy that reads rows [N, d], also where the SAE itself rea
     sae.config = but(sae.config, heads=False)
     return sae
 
+# %% ../nbs/sharpening/02_pretraining.ipynb #148b59ef
 class TokenTargets(OnlineTargets):
     "Targets of tokens, made from their own activations while the model is trained"
     def __init__(self,

@@ -279,7 +279,7 @@ def _start_rates(clock, times):
     with tempfile.TemporaryDirectory() as tmp:
         Path(tmp, 'empty.ipynb').write_text(json.dumps(dict(nbformat=4, nbformat_minor=4, metadata={}, cells=cells)))
         whole = children([sys.executable, '-m', 'sae_ception', f'{tmp}/empty.ipynb', '--out', f'{tmp}/run'], cpu)
-        history = [dict(epoch=i, task_loss=1/(i+1), aux_loss=0., val_loss=1., val_accuracy=.5) for i in range(10)]
+        history = [dict(epoch=i, task_loss=1/(i+1), aux_loss=1/(i+1), val_loss=1., val_accuracy=.5) for i in range(10)]
         figure = timed(lambda: savefig(plot_training(history), f'{tmp}/figure.png'), 0, clock)
     return dict(command=max(0., whole - libraries), libraries=libraries, models=max(0., models - libraries), kernels=max(0., kernels - libraries), figure=figure)
 

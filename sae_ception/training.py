@@ -127,14 +127,18 @@ class TrainConfig:
     offload: bool = field(default=False, compare=False) # Keep weights, gradients and moments in the machine's memory, not on the GPU
 
     def __post_init__(self):
-        check_types(self)
-        for o in ('epochs', 'batch_size', 'accumulation', 'shards'): check(getattr(self, o) >= 1, self, o, 'must be at least 1')
-        check(self.lr > 0, self, 'lr', 'must be positive')
-        for o in ('weight_decay', 'clip'): check(getattr(self, o) >= 0, self, o, 'must not be negative')
-        for o in ('warmup', 'decay'): check(0 <= getattr(self, o) <= 1, self, o, 'is a share of the steps, between 0 and 1')
-        choices = dict(optimizer=('adamw', 'sgd'), schedule=SCHEDULES, precision=('no', 'bf16'), part=PARTS, select=('best', 'last'))
-        for o,names in choices.items(): check(getattr(self, o) in names, self, o, f'choose from {", ".join(names)}')
-        pick_device(self.device)
+        _check_training(self)
+
+# %% ../nbs/sharpening/01_training.ipynb #4082004f
+def _check_training(config):
+    check_types(config)
+    for o in ('epochs', 'batch_size', 'accumulation', 'shards'): check(getattr(config, o) >= 1, config, o, 'must be at least 1')
+    check(config.lr > 0, config, 'lr', 'must be positive')
+    for o in ('weight_decay', 'clip'): check(getattr(config, o) >= 0, config, o, 'must not be negative')
+    for o in ('warmup', 'decay'): check(0 <= getattr(config, o) <= 1, config, o, 'is a share of the steps, between 0 and 1')
+    choices = dict(optimizer=('adamw', 'sgd'), schedule=SCHEDULES, precision=('no', 'bf16'), part=PARTS, select=('best', 'last'))
+    for o,names in choices.items(): check(getattr(config, o) in names, config, o, f'choose from {", ".join(names)}')
+    pick_device(config.device)
 
 # %% ../nbs/sharpening/01_training.ipynb #e37ec183
 class _Solo(nn.Module):

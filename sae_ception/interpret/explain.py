@@ -170,25 +170,29 @@ class Asking:
         if self.workers == 1: return [self.model.choose(o, options) for o in prompts]
         with ThreadPoolExecutor(self.workers) as pool: return list(pool.map(lambda o: self.model.choose(o, options), prompts))
 
-    def explain(self, on, off):
-        if not on: return Explanation('does not fire')
-        top = on[0].top
-        texts = [f'{_marked(o, o.on)} (strength {max(1, round(10*o.top/top))})' for o in _examples(on)]
-        reply = self.model.write(_ask['explain'].format(texts=_numbered(texts)))
-        last = ([''] + [o.strip() for o in reply.splitlines() if o.strip()])[-1].rstrip('.')
-        whole = re.fullmatch('["“]([^"“”]+)["”]', last)
-        return Explanation((whole[1] if whole else last)[:300] or '(no answer)')
-
     def detect(self, explanation, contexts):
         return [p and p[0] for p in self._each([_ask['detect'].format(explanation=explanation.text, text=_marked(o)) for o in contexts], ['yes', 'no'])]
 
     def fuzz(self, explanation, contexts, marks):
         return [p and p[0] for p in self._each([_ask['fuzz'].format(explanation=explanation.text, text=_marked(*o)) for o in zip(contexts, marks)], ['yes', 'no'])]
 
-    def intruder(self, rounds, marks):
-        prompts = [_ask['intruder'].format(texts=_numbered(_marked(*o) for o in zip(*r))) for r in zip(rounds, marks)]
-        found = self._each(prompts, [str(i + 1) for i in range(max(map(len, rounds), default=1))])
-        return [None if p is None else int(np.argmax(p)) for p in found]
+# %% ../../nbs/interpret/05_explain.ipynb #26dd60c6
+@patch
+def explain(self:Asking, on, off):
+    if not on: return Explanation('does not fire')
+    top = on[0].top
+    texts = [f'{_marked(o, o.on)} (strength {max(1, round(10*o.top/top))})' for o in _examples(on)]
+    reply = self.model.write(_ask['explain'].format(texts=_numbered(texts)))
+    last = ([''] + [o.strip() for o in reply.splitlines() if o.strip()])[-1].rstrip('.')
+    whole = re.fullmatch('["“]([^"“”]+)["”]', last)
+    return Explanation((whole[1] if whole else last)[:300] or '(no answer)')
+
+# %% ../../nbs/interpret/05_explain.ipynb #d4ed729d
+@patch
+def intruder(self:Asking, rounds, marks):
+    prompts = [_ask['intruder'].format(texts=_numbered(_marked(*o) for o in zip(*r))) for r in zip(rounds, marks)]
+    found = self._each(prompts, [str(i + 1) for i in range(max(map(len, rounds), default=1))])
+    return [None if p is None else int(np.argmax(p)) for p in found]
 
 # %% ../../nbs/interpret/05_explain.ipynb #d07b5c4b
 class LocalModel:
@@ -213,14 +217,16 @@ class LocalModel:
         out = self.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=self.tokens, do_sample=False, pad_token_id=self.tokenizer.pad_token_id or 0)
         return self.tokenizer.decode(out[0, ids.shape[1]:], skip_special_tokens=True)
 
-    @torch.no_grad()
-    def choose(self, prompt, options):
-        (ids,space),scores = self._ids(prompt),[]
-        for o in options:
-            more = self.tokenizer(space + o, add_special_tokens=False, return_tensors='pt')['input_ids'].to(ids.device)
-            logp = self.model(torch.cat([ids, more], 1)).logits[0, ids.shape[1]-1:-1].float().log_softmax(-1)
-            scores.append(logp.gather(1, more[0][:, None]).sum())
-        return torch.stack(scores).softmax(0).tolist()
+# %% ../../nbs/interpret/05_explain.ipynb #122c04ad
+@patch
+@torch.no_grad()
+def choose(self:LocalModel, prompt, options):
+    (ids,space),scores = self._ids(prompt),[]
+    for o in options:
+        more = self.tokenizer(space + o, add_special_tokens=False, return_tensors='pt')['input_ids'].to(ids.device)
+        logp = self.model(torch.cat([ids, more], 1)).logits[0, ids.shape[1]-1:-1].float().log_softmax(-1)
+        scores.append(logp.gather(1, more[0][:, None]).sum())
+    return torch.stack(scores).softmax(0).tolist()
 
 # %% ../../nbs/interpret/05_explain.ipynb #8ef10d50
 class _Stay(HTTPRedirectHandler):
@@ -394,6 +400,20 @@ def _windows(b, size):
                 start = None
             if inside and start is None: start = k
 
+# %% ../../nbs/interpret/05_explain.ipynb #62d7f204
+@torch.no_grad()
+def _read(model, sae, site, batches, features, window):
+    "Token ids, the features' codes and the place in the document, of every window"
+    rows = []
+    for b in progress(list(batches), 'reading contexts'):
+        with evaluating(model),Capture(model, site, stop=True) as got: model(**b.inputs(model.device), use_cache=False)
+        h = got[site].flatten(2)
+        work,codes = at_work(b, h.cpu()),torch.zeros(*b.ids.shape, len(features))
+        z = sae.encode_sparse(h[work.to(h.device)].float()).cpu()
+        codes[work] = torch.stack([z.index_select(1, torch.tensor([f])).to_dense()[:, 0] for f in features], 1).float()
+        rows += [(b.ids[i, start:stop], codes[i, start:stop], int(b.position[i, start])) for i,start,stop in _windows(b, window) if stop - start > 1]
+    return rows
+
 # %% ../../nbs/interpret/05_explain.ipynb #6935346b
 def _even_and_silent(top, n, *seed):
     "Numbers of at most n windows that fire, strongest first, and of n others"
@@ -403,7 +423,6 @@ def _even_and_silent(top, n, *seed):
     return torch.cat([on[even], off[torch.randperm(len(off), generator=generator(*seed))[:n]]]).tolist()
 
 # %% ../../nbs/interpret/05_explain.ipynb #da375677
-@torch.no_grad()
 def read_contexts(model, # A causal language model of `transformers`
                   sae, # An SAE or a transcoder that reads the site
                   site:str, # Where
@@ -415,15 +434,9 @@ def read_contexts(model, # A causal language model of `transformers`
                   seed:int=0 # Decides which silent ones
                  )->pd.DataFrame: # A table for `contexts_of`
     "Contexts in which features fire, and others"
-    features,rows,words = [int(f) for f in features],[],{}
+    features = [int(f) for f in features]
     if bad := [f for f in features if not 0 <= f < sae.config.width]: raise ValueError(f'features: {bad[0]} is no feature of this coder, which has 0 to {sae.config.width-1}')
-    for b in progress(list(batches), 'reading contexts'):
-        with evaluating(model),Capture(model, site, stop=True) as got: model(**b.inputs(model.device), use_cache=False)
-        h = got[site].flatten(2)
-        work,codes = at_work(b, h.cpu()),torch.zeros(*b.ids.shape, len(features))
-        z = sae.encode_sparse(h[work.to(h.device)].float()).cpu()
-        codes[work] = torch.stack([z.index_select(1, torch.tensor([f])).to_dense()[:, 0] for f in features], 1).float()
-        rows += [(b.ids[i, start:stop], codes[i, start:stop], int(b.position[i, start])) for i,start,stop in _windows(b, window) if stop - start > 1]
+    rows = _read(model, sae, site, batches, features, window)
     if not rows: raise ValueError('no batches: there is no text to read')
     words = {i: tokenizer.decode([i]) for i in torch.cat([o[0] for o in rows]).unique().tolist()}
     tops,found = torch.stack([o[1].amax(0) for o in rows]),[]

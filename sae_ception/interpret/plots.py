@@ -302,11 +302,12 @@ def plot_sae_training(history # One dict an epoch: epoch, train_fvu, val_fvu, l0
 @plt.rc_context(style)
 def plot_training(history # One dict an epoch: epoch, task_loss, aux_loss, val_accuracy
                  )->Figure:
-    "A model's fine-tuning: the task's loss, the auxiliary loss, and accuracy"
+    "A model's fine-tuning: the task's loss, the auxiliary loss if there is one, and accuracy"
     panels = {'task loss (nats)': dict(task_loss=''), 'auxiliary loss': dict(aux_loss=''), 'validation accuracy': dict(val_accuracy='')}
+    if not any(o.get('aux_loss', 1) for o in history): del panels['auxiliary loss']
     fig,axs = _history(history, panels)
-    for ax in axs[:2]: _from_zero(ax)
-    axs[2].yaxis.set_major_formatter(PercentFormatter(1., decimals=1))
+    for ax in axs[:-1]: _from_zero(ax)
+    axs[-1].yaxis.set_major_formatter(PercentFormatter(1., decimals=1))
     return fig
 
 # %% ../../nbs/interpret/01_plots.ipynb #6bf87077

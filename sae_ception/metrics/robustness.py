@@ -95,6 +95,13 @@ def _starts(x, eps, norm, mask, restart, seed, rows):
         d[i, real] = random_start(d[i, real].shape, eps, norm, lead, generator(seed, 'attack', restart, int(row)), x.dtype)
     return x + d.to(x.device)
 
+# %% ../../nbs/metrics/08_robustness.ipynb #2b5f3323
+def _back(o, x, eps, norm, mask, valid):
+    "The point of the ball around `x` that is nearest to `o`, brought into the valid range"
+    d = project(o - x, eps, norm, 1 if mask is None else 2)
+    o = x + (d if mask is None else d*mask[..., None].to(d))
+    return o if valid is None else o.clamp(*valid)
+
 # %% ../../nbs/metrics/08_robustness.ipynb #28a0a20f
 def pgd(f, # Gives logits [B, C] for inputs [B, ...]
         x, # Inputs [B, ...]; for texts embeddings [B, T, d]
@@ -112,19 +119,15 @@ def pgd(f, # Gives logits [B, C] for inputs [B, ...]
        ): # Inputs of the same shape, the worst that were found
     "Projected gradient ascent from several starts"
     lead,step,rows = 1 if mask is None else 2,2.5*eps/steps if step is None else step,range(len(x)) if rows is None else rows
-    def back(o):
-        d = project(o - x, eps, norm, lead)
-        o = x + (d if mask is None else d*mask[..., None].to(d))
-        return o if valid is None else o.clamp(*valid)
-    best,worst = x,torch.full_like(y, -torch.inf, dtype=x.dtype)
+    ball,best,worst = (x, eps, norm, mask, valid),x,torch.full_like(y, -torch.inf, dtype=x.dtype)
     for restart in range(restarts):
-        here = back(_starts(x, eps, norm, mask, restart, seed, rows))
+        here = _back(_starts(x, eps, norm, mask, restart, seed, rows), *ball)
         for i in range(steps + 1):
             m,g = _look(f, here, y, loss, i < steps)
             best = torch.where((m > worst).view(-1, *[1]*(x.ndim - 1)), here, best)
             worst = torch.maximum(m, worst)
             if not restart and not i: _check_slope(g)
-            if g is not None: here = back(here + step*steepest(g, norm, lead))
+            if g is not None: here = _back(here + step*steepest(g, norm, lead), *ball)
     return best
 
 # %% ../../nbs/metrics/08_robustness.ipynb #2fd0944d

@@ -494,11 +494,12 @@ def geometric_median(x:torch.Tensor, # Rows [..., N, d]
         m = (w*x).sum(-2) / w.sum(-2)
     return m
 
-# %% ../../nbs/sae/01_coders.ipynb #bb5e2f9e
+# %% ../../nbs/sae/01_coders.ipynb #2773bfba
 @patch
 def _directions(self:SAE, like, seeds, *what): # Random unit rows, by seed
     return F.normalize(torch.stack([torch.randn(like.shape[-2:], generator=generator(s, *what)) for s in seeds]).view_as(like), dim=-1).to(like)
 
+# %% ../../nbs/sae/01_coders.ipynb #bb5e2f9e
 @patch
 @torch.no_grad()
 def init_from_data(self:SAE,

@@ -44,13 +44,17 @@ class SAETrainConfig(LossConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        for o in ('epochs', 'batch_size', 'accumulate', 'dead_after'): check(getattr(self, o) >= 1, self, o, 'must be at least 1')
-        check(self.lr > 0, self, 'lr', 'must be positive')
-        for o in ('rows', 'resample_every', 'k_start', 'clip'): check(getattr(self, o) >= 0, self, o, 'must not be negative')
-        for o in ('warmup', 'decay', 'l1_warmup', 'k_warmup', 'retie'): check(0 <= getattr(self, o) <= 1, self, o, 'is a share, between 0 and 1')
-        check(0 <= self.ema < 1, self, 'ema', 'must be at least 0 and less than 1')
-        check(self.schedule in SCHEDULES, self, 'schedule', f'choose from {", ".join(SCHEDULES)}')
-        check(self.init in ('data', 'mean', 'plain'), self, 'init', 'choose data, mean or plain')
+        _check_training(self)
+
+# %% ../../nbs/sae/02_engine.ipynb #b2e17390
+def _check_training(config):
+    for o in ('epochs', 'batch_size', 'accumulate', 'dead_after'): check(getattr(config, o) >= 1, config, o, 'must be at least 1')
+    check(config.lr > 0, config, 'lr', 'must be positive')
+    for o in ('rows', 'resample_every', 'k_start', 'clip'): check(getattr(config, o) >= 0, config, o, 'must not be negative')
+    for o in ('warmup', 'decay', 'l1_warmup', 'k_warmup', 'retie'): check(0 <= getattr(config, o) <= 1, config, o, 'is a share, between 0 and 1')
+    check(0 <= config.ema < 1, config, 'ema', 'must be at least 0 and less than 1')
+    check(config.schedule in SCHEDULES, config, 'schedule', f'choose from {", ".join(SCHEDULES)}')
+    check(config.init in ('data', 'mean', 'plain'), config, 'init', 'choose data, mean or plain')
 
 # %% ../../nbs/sae/02_engine.ipynb #342e6a06
 @torch.no_grad()

@@ -38,13 +38,17 @@ class WorldConfig:
     seed: int = 42 # Decides directions, loadings and spreads
 
     def __post_init__(self):
-        check_types(self)
-        for o in ('strength', 'spread'): check(len(v := getattr(self, o)) == 2 and all(isinstance(x, (int, float)) for x in v), self, o, 'must be two numbers')
-        for o in ('features', 'd', 'roots', 'branching'): check(getattr(self, o) >= 1, self, o, 'must be at least 1')
-        for o in ('depth', 'rank', 'correlation', 'bias', 'orthogonal_steps'): check(getattr(self, o) >= 0, self, o, 'must not be negative')
-        check(self.roots <= self.features, self, 'roots', f'must not be more than the {self.features} features')
-        check(0 < self.p_min <= self.p_max <= 1, self, 'p_min', f'must be above 0 and at most p_max={self.p_max}, itself at most 1')
-        check(self.rank*self.correlation**2 < .9, self, 'correlation', f'is too strong for {self.rank} causes: rank*correlation**2 must stay below .9')
+        _check_world(self)
+
+# %% ../../nbs/sae/05_generator.ipynb #66b698fa
+def _check_world(config):
+    check_types(config)
+    for o in ('strength', 'spread'): check(len(v := getattr(config, o)) == 2 and all(isinstance(x, (int, float)) for x in v), config, o, 'must be two numbers')
+    for o in ('features', 'd', 'roots', 'branching'): check(getattr(config, o) >= 1, config, o, 'must be at least 1')
+    for o in ('depth', 'rank', 'correlation', 'bias', 'orthogonal_steps'): check(getattr(config, o) >= 0, config, o, 'must not be negative')
+    check(config.roots <= config.features, config, 'roots', f'must not be more than the {config.features} features')
+    check(0 < config.p_min <= config.p_max <= 1, config, 'p_min', f'must be above 0 and at most p_max={config.p_max}, itself at most 1')
+    check(config.rank*config.correlation**2 < .9, config, 'correlation', f'is too strong for {config.rank} causes: rank*correlation**2 must stay below .9')
 
 # %% ../../nbs/sae/05_generator.ipynb #dd9f5c1c
 SYNTH_16K = WorldConfig()

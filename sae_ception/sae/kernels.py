@@ -91,6 +91,13 @@ def _open(self:SparseStep, params, x, y):
     target = self.inner if y is x and self.pre_bias else (y - p['b_dec']).contiguous()
     return p,target - x @ p['W_skip'].T if 'W_skip' in p else target
 
+# %% ../../nbs/sae/00_kernels.ipynb #da15d9a4
+@patch
+def _levels(self:SparseStep, ends, weights, width, device): # Where they end among the features that are here, and what each counts
+    ends = tuple(self.prefixes or (width,)) if ends is None else tuple(ends)
+    if self.spread: ends = self.spread.ends(ends)
+    return ends,torch.tensor(weights or self.level_weights or [1/len(ends)]*len(ends), device=device)
+
 # %% ../../nbs/sae/00_kernels.ipynb #cfdc67fb
 @patch
 @torch.no_grad()
@@ -110,13 +117,10 @@ def __call__(self:SparseStep,
     "Losses and all that the gradients need, without changing a weight"
     p,target = self._open(params, x, y)
     e,s,width,k = self.engine,self.spread,len(p['b_enc']),self.k if k is None else k
-    B,ends = s.rows if s else len(x),tuple(self.prefixes or (width,)) if ends is None else tuple(ends)
-    if s: ends = s.ends(ends)
-    weights = torch.tensor(weights or self.level_weights or [1/len(ends)]*len(ends), device=x.device)
+    B,(ends,weights) = s.rows if s else len(x),self._levels(ends, weights, width, x.device)
     scale,pre = weights*2/(B*variance),self._encode(self.inner, p['W_enc'])
     crowded = self.activation == 'relu' and self._total(e.count(pre, p['b_enc'])) > self.dense_above*B*(s.config.width if s else width)
-    out = self._dense(pre, p, target, ends, scale, l1/B) if crowded else self._sparse(pre, p, target, ends, scale, l1/B, k)
-    errors,on,total,fired = out
+    errors,on,total,fired = self._dense(pre, p, target, ends, scale, l1/B) if crowded else self._sparse(pre, p, target, ends, scale, l1/B, k)
     r = StepResult(None, errors/(B*variance), on/B, total/B, torch.zeros((), device=x.device), fired, getattr(e, 'least', None))
     if auxk and dead is not None: self._auxk(p, r, dead, auxk, auxk_k or max(1, y.shape[1]//2))
     r.loss = (weights*r.fvu).sum() + l1*r.l1 + auxk*r.aux

@@ -24,6 +24,12 @@ def dense_codes(pre:torch.Tensor, # Pre-activations [B, F]
     values,on = flat.topk(min(int(k if activation == 'topk' else k*len(z)), flat.shape[-1]), -1)
     return torch.zeros_like(flat).scatter(-1, on, values).view_as(z)
 
+# %% ../../nbs/sae/00_reference.ipynb #ec75fbae
+def _dense_auxk(p, pre, left, dead, k):
+    values,on = pre.masked_fill(~dead, -torch.inf).topk(min(k, pre.shape[1]), -1)
+    error = torch.zeros_like(pre).scatter(-1, on, values.relu()) @ p['W_dec'] - left
+    return error.square().sum()/(left - left.mean(0)).square().sum().clamp_min(1e-12)
+
 # %% ../../nbs/sae/00_reference.ipynb #f14e2b4f
 def dense_step(params:dict, # `W_enc` [F, d_in], `b_enc` [F], `W_dec` [F, d_out], `b_dec` [d_out], perhaps `W_skip` [d_out, d_in]
                x:torch.Tensor, # Inputs [B, d_in]
@@ -52,11 +58,6 @@ def dense_step(params:dict, # `W_enc` [F, d_in], `b_enc` [F], `W_dec` [F, d_out]
     if auxk and dead is not None and dead.any(): loss = loss + auxk*_dense_auxk(p, pre, -residuals[-1].detach(), dead, auxk_k or max(1, y.shape[1]//2))
     loss.backward()
     return loss.detach(),fvu.detach(),{n: o.grad for n,o in p.items()}
-
-def _dense_auxk(p, pre, left, dead, k):
-    values,on = pre.masked_fill(~dead, -torch.inf).topk(min(k, pre.shape[1]), -1)
-    error = torch.zeros_like(pre).scatter(-1, on, values.relu()) @ p['W_dec'] - left
-    return error.square().sum()/(left - left.mean(0)).square().sum().clamp_min(1e-12)
 
 # %% ../../nbs/sae/00_reference.ipynb #38386497
 @dataclass

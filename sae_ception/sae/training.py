@@ -50,6 +50,7 @@ def train_saes(train:torch.Tensor, # Activations [M, N, d]
     found = dict(zip(mine, zip(_best(group, validation), group.history))) if group else {}
     return tuple(map(list, zip(*_handed_round(found, [SAE(d, sae) for _ in seeds]))))
 
+# %% ../../nbs/sae/02_training.ipynb #c8a82ce8
 @torch.no_grad()
 def _best(group, validation):
     for n,p in group.sae.named_parameters(): p.copy_(group.best[n])
@@ -214,8 +215,6 @@ def _groups(rows, coders, batches, size, device, spread): # Stacks of coders tha
             yield group
 
 # %% ../../nbs/sae/02_training.ipynb #3f123a92
-_SAMPLE = 16_384
-
 def train_on(rows, # A stream of activations
              coders:list, # `Coder`s
              checkpoint=None, # A folder for the coders and to resume from
@@ -238,12 +237,7 @@ def train_on(rows, # A stream of activations
     tracking.start(Path(log).parent if log else checkpoint or 'runs', {f'{c.label}/{k}': v for c in coders for k,v in flat(plain(c)).items()}, resume=bool(checkpoint))
     try:
         for name,rows in run.histories(): tracking.log(name, rows) # what a checkpoint knows
-        with interruptible() as stop:
-            for i in progress(range(run.done, run.batches), 'training coders', run.batches - run.done):
-                run.feed()
-                last = i == run.batches - 1
-                if last or (i+1) % every == 0: run.tell(logs, tracking, measure)
-                saver(run.state, stop, last)
+        run.go(every, saver, logs, tracking, measure)
     finally:
         if tracking is not trackers: tracking.close()
     return run.trained()
@@ -265,19 +259,23 @@ class _Run: # All groups, and the stream they read
         for s,v in self.second.items(): total_variance(v, f'the held-out activations at {s!r}')
         self.broken = {s: torch.zeros((), dtype=torch.bool, device=device) for s in self.sites}
 
-    def begin(self, saver):
-        if saved := self.saved(saver): return self.load(*saved)
-        before = self.rows.state()
-        sample = [self.rows.batch(self.size) for _ in range(max(1, min(_SAMPLE, self.rows.total or _SAMPLE)//self.size))]
-        self.rows.load(*before)
-        sample = {s: torch.cat([o[s] for o in sample]) for s in self.sites}
-        for g in self.groups: g.begin(*self.pair(sample, g))
-
     def pair(self, batch, g): # What a group reads, and writes if it is a transcoder
         return [batch[s].to(self.device, torch.float32) for s in (g.site, g.target) if s]
 
     def held(self, rows, g): # Few held-out rows on the way, all of them in the end
         return self.pair(rows if self.done == self.batches else {s: v[:2048] for s,v in rows.items()}, g)
+
+# %% ../../nbs/sae/02_training.ipynb #a48c7ffb
+_SAMPLE = 16_384
+
+@patch
+def begin(self:_Run, saver):
+    if saved := self.saved(saver): return self.load(*saved)
+    before = self.rows.state()
+    sample = [self.rows.batch(self.size) for _ in range(max(1, min(_SAMPLE, self.rows.total or _SAMPLE)//self.size))]
+    self.rows.load(*before)
+    sample = {s: torch.cat([o[s] for o in sample]) for s in self.sites}
+    for g in self.groups: g.begin(*self.pair(sample, g))
 
 # %% ../../nbs/sae/02_training.ipynb #cd09913e
 @patch
@@ -287,6 +285,17 @@ def feed(self:_Run):
     for s,v in batch.items(): self.broken[s] |= ~v.isfinite().all()
     for g in self.groups: g.feed(*g.units(*self.pair(batch, g)), self.size)
     self.done += 1
+
+# %% ../../nbs/sae/02_training.ipynb #13bfd5a2
+@patch
+def go(self:_Run, every, saver, logs, tracking, measure):
+    "All batches from here on, with an evaluation after `every` of them and at the end"
+    with interruptible() as stop:
+        for i in progress(range(self.done, self.batches), 'training coders', self.batches - self.done):
+            self.feed()
+            last = i == self.batches - 1
+            if last or (i+1) % every == 0: self.tell(logs, tracking, measure)
+            saver(self.state, stop, last)
 
 # %% ../../nbs/sae/02_training.ipynb #83527d1f
 @patch
