@@ -8,6 +8,7 @@
     python processes.py twins    processes.jsonl        presets of large models, and what `plan` writes, in tiny: to the end in two processes that share each model
     python processes.py digits   processes.jsonl        what a change of the last digit becomes in one process, for comparison (not with --modes)
     python processes.py ties     processes.jsonl        the same for the SAEs of a language model's cycle (not with --modes)
+    python processes.py handed   processes.jsonl        the SAEs of a cycle of several processes, trained again in one (not with --modes)
     python processes.py steps    processes.jsonl        seconds of a step of an SAE whose rows or features are shared (not with --modes)
     python processes.py all      processes.jsonl        all of these
 """
@@ -167,10 +168,12 @@ def alone(case, folder):
         _alone[case] = out,float((out.parent/f'{case}.seconds').read_text())
     return _alone[case]
 
+def folder_of(folder, mode): return Path(folder)/mode.replace(', ', '-').replace(' ', '_')
+
 def same(folder, modes=tuple(MODES)):
     "Each experiment and each way of sharing it against one process"
     for mode in modes:
-        (case,more,n),out = MODES[mode],Path(folder)/mode.replace(', ', '-').replace(' ', '_')
+        (case,more,n),out = MODES[mode],folder_of(folder, mode)
         one,took = alone(case, folder)
         shutil.rmtree(out, ignore_errors=True)
         o = Started(case, more, n, out)
@@ -305,28 +308,58 @@ def digits(folder, epochs=(1, 3, 10, 30, 100)):
         (a,h),(b,g) = (train_sae(o, held, SAEConfig(width=256, k=8), SAETrainConfig(epochs=n), 0, device='cpu') for o in (x, other))
         yield dict(epochs=n, fvu=distance(h[-1]['val_fvu'], g[-1]['val_fvu']), weights=max(distance(p.detach(), q.detach()) for p,q in zip(a.parameters(), b.parameters())))
 
+ARMS = 'control','per_class'
+
+class Retold:
+    "The SAEs of the arms of a language model's cycle, trained again in one process"
+    def __init__(self, folder):
+        from sae_ception.data import load_task
+        from sae_ception.sae.coders import SAEConfig
+        from sae_ception.sae.training import SAETrainConfig
+        self.one = alone('cycle_lm', folder)[0]
+        c = json.loads((self.one/'config.json').read_text())['config']
+        self.task,self.n = load_task('docstrings', train_rows=300),c['sae_rows']
+        self.how = [kind(**{k: tuple(v) if isinstance(v, list) else v for k,v in c[name].items()}) for kind,name in ((SAEConfig, 'sae'), (SAETrainConfig, 'sae_train'))]
+
+    def read(self, run):
+        "Activations of the arms' models in a run directory, for training and for validation"
+        import torch
+        from sae_ception.activations import collect_tokens
+        from sae_ception.models import load_model
+        return [torch.stack([collect_tokens(load_model(run/f'cycle_1/{o}/model'), self.task, None, s, n) for o in ARMS]) for s,n in (('train', self.n), ('validation', self.n//8 + 1))]
+
+    def train(self, x):
+        from sae_ception.sae.training import train_saes
+        return train_saes(*x, *self.how, [0, 0])
+
+def apart(run, arm, curves):
+    "The largest difference from the curves that an SAE has in a run directory"
+    was = values(run/f'cycle_1/{arm}/sae/history.json')
+    return max(distance(was[k], v) for k,v in numbers(curves))
+
 def ties(folder, tries=100):
-    "One process: the SAEs of the arms of a language model's cycle, from the activations of the kept models whose last digit is another"
+    "The SAEs of one process's models, from activations whose last digit is another"
     import torch
-    from sae_ception.activations import collect_tokens
     from sae_ception.core import generator
-    from sae_ception.data import load_task
-    from sae_ception.models import load_model
-    from sae_ception.sae.coders import SAEConfig
-    from sae_ception.sae.training import SAETrainConfig,train_saes
-    one,arms,splits = alone('cycle_lm', folder)[0],('control', 'per_class'),('train', 'validation')
-    c = json.loads((one/'config.json').read_text())['config']
-    sae,how = (kind(**{k: tuple(v) if isinstance(v, list) else v for k,v in c[name].items()}) for kind,name in ((SAEConfig, 'sae'), (SAETrainConfig, 'sae_train')))
-    task,n = load_task('docstrings', train_rows=300),c['sae_rows']
-    x = {s: torch.stack([collect_tokens(load_model(one/f'cycle_1/{o}/model'), task, None, s, n if s == 'train' else n//8 + 1) for o in arms]) for s in splits}
-    first = None
+    retold,first = Retold(folder),None
+    x = retold.read(retold.one)
     for i in range(tries + 1): # the first is without a change
-        other = [x[s]*(1 + (1e-7*torch.randn(x[s].shape, generator=generator(i, 'ties', s)) if i else 0)) for s in splits]
-        saes,curves = train_saes(*other, sae, how, [0, 0])
+        saes,curves = retold.train([o*(1 + (1e-7*torch.randn(o.shape, generator=generator(i, 'ties', k)) if i else 0)) for k,o in enumerate(x)])
         first = first or saes
-        for arm,a,b,h in zip(arms, first, saes, curves):
-            was = values(one/f'cycle_1/{arm}/sae/history.json')
-            yield dict(arm=arm, changed=i, curves=max(distance(was[k], v) for k,v in numbers(h)), weights=max(distance(u.detach(), v.detach()) for u,v in zip(a.parameters(), b.parameters())))
+        for arm,a,b,h in zip(ARMS, first, saes, curves):
+            yield dict(arm=arm, changed=i, curves=apart(retold.one, arm, h), weights=max(distance(u.detach(), v.detach()) for u,v in zip(a.parameters(), b.parameters())))
+
+def handed(folder, modes=('cycle, language model', 'cycle, language model, 2 shards')):
+    "The SAEs of several processes' models, trained in one process: is what differs in the SAEs there before they are trained?"
+    retold = Retold(folder)
+    x = retold.read(retold.one)
+    for mode in modes:
+        for o in same(folder, [mode]): assert not o['code'], o
+        many = folder_of(folder, mode)
+        y = retold.read(many)
+        for i,(arm,h) in enumerate(zip(ARMS, retold.train(y)[1])):
+            kept = json.loads((many/f'cycle_1/{arm}/sae/history.json').read_text())
+            yield dict(mode=mode, arm=arm, activations=((y[0][i] - x[0][i]).norm()/x[0][i].norm()).item(), kept_from_one=apart(retold.one, arm, kept), again_from_one=apart(retold.one, arm, h), again_from_kept=apart(many, arm, h))
 
 # ------------------------------------------------------------------ what a step costs
 def step(how, width, batch=1024, dim=768, n=12):
@@ -359,7 +392,7 @@ def steps(folder, widths=(4096, 16384)):
             said = in_processes(f'import json,sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom sae_ception.processes import join; from processes import step\njoin(2)\nprint(json.dumps(step({how!r}, {width})))')
             yield json.loads(said[0])
 
-KINDS = dict(same=same, layouts=layouts, moved=moved, starts=starts, twins=twins, digits=digits, ties=ties, steps=steps)
+KINDS = dict(same=same, layouts=layouts, moved=moved, starts=starts, twins=twins, digits=digits, ties=ties, handed=handed, steps=steps)
 
 def main():
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
