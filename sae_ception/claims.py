@@ -67,6 +67,9 @@ def _put(self:Claims, file):
     try:
         with open(file, 'x') as f: f.write(self.me)
     except (FileExistsError, FileNotFoundError): return False # somebody is at it; or all is done, and the claims are gone
+    except PermissionError: # SFTP says so, too, of a file that is there
+        if not file.exists(): raise
+        return False
     return True
 
 # %% ../nbs/foundations/07_claims.ipynb #46502d84
@@ -80,7 +83,6 @@ def _take_over(self:Claims, name, file):
     old.unlink()
     if not self._put(file): return False
     logger.warning('%s: %s left it, it is begun again', name, owner or 'somebody')
-    if owner: shutil.rmtree(self.work/f'{name}.{owner}', ignore_errors=True)
     return True
 
 # %% ../nbs/foundations/07_claims.ipynb #ef3441a9
@@ -115,12 +117,12 @@ def piece(self:Claims, name:str # A piece that `take` gave
         made.mkdir(parents=True)
         with apart(): yield made
         _rename(made, self.path/name)
-    except BaseException:
+    except BaseException as e:
         shutil.rmtree(made, ignore_errors=True)
         try:
             if file.read_text() == self.me: file.unlink()
         except OSError: pass # it is not ours any more
-        raise
+        if not (isinstance(e, Exception) and (self.path/name).exists()): raise # others may be through, and remove what we write to
 
 # %% ../nbs/foundations/07_claims.ipynb #b155e4fb
 @patch

@@ -8,7 +8,7 @@ __all__ = ['logger', 'SCHEDULES', 'seeded', 'stream_seed', 'generator', 'devices
            'progress', 'Terminated', 'Stop', 'interruptible', 'lr_factor']
 
 # %% ../nbs/foundations/00_core.ipynb #5bceaa6e
-import errno,hashlib,json,logging,os,random,re,signal,sys,threading,time
+import errno,hashlib,json,logging,os,random,re,secrets,signal,sys,threading,time
 from contextlib import contextmanager
 from dataclasses import asdict,dataclass,fields,is_dataclass
 from numbers import Integral,Real
@@ -70,7 +70,7 @@ def atomic(path # Where the file shall be
           ):
     "Yield a temporary path that becomes `path` when the block succeeds, and vanishes when it fails"
     path = Path(path)
-    tmp = path.with_name(f'.{path.name}.{rank()}.{os.getpid()}.tmp')
+    tmp = path.with_name(f'.{path.name}.{rank()}.{secrets.token_hex(4)}.tmp')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield tmp

@@ -195,7 +195,8 @@ def _room(path, settings):
     "Bytes that are still to be written, and bytes that are free"
     whole = store_bytes(settings['sites'], sum(settings['contexts'].values())*settings['stream']['context'])
     at = next(o for o in (path, *path.absolute().parents) if o.exists())
-    return max(0, whole - sum(_size(o) for o in path.rglob('*.safetensors'))),shutil.disk_usage(at).free
+    there = sum(_size(Path(o, name)) for o,_,names in os.walk(path) for name in names if name.endswith('.safetensors')) # without folders that are given their names just now
+    return max(0, whole - there),shutil.disk_usage(at).free
 
 def _size(file):
     try: return file.stat().st_size
