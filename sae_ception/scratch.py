@@ -22,7 +22,7 @@ def _listing(folder): # Relative path -> what tells one version of a file from a
 def _copy(source, target):
     target.parent.mkdir(parents=True, exist_ok=True)
     own = target.suffix == '.ipynb' # in place, as a lock may be on it
-    tmp = target if own else target.with_name(f'.{target.name}.{os.getpid()}.tmp')
+    tmp = target if own else target.with_name(f'.{target.name}.{secrets.token_hex(4)}.tmp')
     at = source.stat().st_mtime_ns # before it is read: what is written to it meanwhile is copied again
     try:
         shutil.copyfile(source, tmp)

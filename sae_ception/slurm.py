@@ -7,7 +7,7 @@ __all__ = ['LIVE', 'Settings', 'seconds', 'read_settings', 'part_script', 'repor
            'part_states', 'keep_states', 'submit']
 
 # %% ../nbs/cycle/05_slurm.ipynb #3073c23c
-import fcntl,json,os,re,shlex,shutil,socket,subprocess,sys,tempfile,time
+import fcntl,json,os,re,secrets,shlex,shutil,socket,subprocess,sys,tempfile,time
 from contextlib import contextmanager
 from dataclasses import dataclass,field,fields
 from pathlib import Path
@@ -273,7 +273,7 @@ def keep_states(out # The directory of a sweep
         _write(file, o | dict(states=o.get('states', {}) | states))
 
 def _write(file, facts):
-    tmp = file.with_name(f'.{file.name}.{os.getpid()}.tmp')
+    tmp = file.with_name(f'.{file.name}.{secrets.token_hex(4)}.tmp')
     tmp.write_text(json.dumps(facts, indent=1) + '\n', encoding='utf-8')
     tmp.replace(file)
 

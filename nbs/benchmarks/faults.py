@@ -7,7 +7,7 @@
     python faults.py stores faults.jsonl                a store that three processes write, of which one, or all, die or are stopped, eight times
     python faults.py disks  faults.jsonl                a full disk, a directory that may not be written to, damaged checkpoints, stages, manifests and stores
     python faults.py others faults.jsonl                a clock that jumps, two runs in one directory, a hub that is down
-    python faults.py memory faults.jsonl                memory over 20,000 steps, and over 30 cycles
+    python faults.py memory faults.jsonl                memory over 20,000 steps and more, and over 30 cycles
     python faults.py all    faults.jsonl                all of these (about two hours of one core); the fuzz is in fuzz.py
 
 Every run is started as a person starts it, `python -m sae_ception ...`, is disturbed, and is started again by the same command until it is done. Then its
@@ -608,7 +608,7 @@ def grow_cycles(folder, steps):
         run_cycles(task, CycleConfig(cycles=1, seeds=(i,), baseline=TrainConfig(epochs=2, device='cpu'), tune=TrainConfig(epochs=1, device='cpu'), sae=SAEConfig(32, k=6), sae_train=SAETrainConfig(epochs=3)), Path(folder)/str(i))
         meter()
 
-GROW = dict(sae=(grow_sae, 20_000), pretrain=(grow_pretrain, 20_000), finetune=(grow_finetune, 20_000), cycles=(grow_cycles, 30))
+GROW = dict(sae=(grow_sae, 20_000), pretrain=(grow_pretrain, 40_000), finetune=(grow_finetune, 20_000), cycles=(grow_cycles, 30))
 
 def grow(i, rng, folder, cases):
     "Memory over many steps, in a process of its own"
