@@ -61,6 +61,7 @@ def _lock(path, patience=5.):
     if (held := _locks.get(path.resolve())): return held
     if not any(_take(lock := _Lock(o), path, patience) for o in (path, path/'.lock')):
         logger.warning('%s is on a file system without locks: see to it that no other process uses it', path)
+        return lock # what looks left behind may be another's
     _locks[path.resolve()] = lock
     for o in path.rglob('.*.tmp'): o.unlink(missing_ok=True) # left by one that was killed while it wrote
     return lock
