@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import torch
 from fastcore.all import patch
+from llvmlite import ir
 from numba import carray,njit,types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -25,19 +26,34 @@ def _compile(f):
     try: return njit(nogil=True, error_model='numpy', cache=True)(f)
     except RuntimeError: return njit(nogil=True, error_model='numpy')(f) # numba found no folder that it may write its cache to
 
+# %% ../nbs/foundations/07_gather.ipynb #c6a6aa95
+@intrinsic
+def _prefetch(typingctx, address):
+    def codegen(context, builder, signature, args):
+        int32 = ir.IntType(32)
+        fetch = cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, int32, int32, int32]), 'llvm.prefetch')
+        builder.call(fetch, [builder.inttoptr(args[0], cgutils.voidptr_t), *(int32(o) for o in (0, 3, 1))]) # to read, will be read again, data
+        return context.get_dummy_value()
+    return types.void(types.int64),codegen
+
+# %% ../nbs/foundations/07_gather.ipynb #54ba12d1
 @_compile
 def _gather(rows, start, base, d, out):
     "Fill `out`; return the row where something was in the way, or how many there are"
-    s = 0
-    for i in range(len(rows)):
+    s,n,size,at = 0,len(rows),2*d,np.empty(len(rows), np.int64)
+    for i in range(n):
         r = rows[i]
         if r < start[s] or r >= start[s+1]:
             if r < 0 or r >= start[-1]: return i
             s = np.searchsorted(start, r, side='right') - 1
         if base[s] == 0: return i
-        row = carray(_pointer(base[s] + 2*d*(r - start[s])), (d,), np.uint16)
+        at[i] = base[s] + size*(r - start[s])
+    for i in range(n):
+        if i + 4 < n and at[i+4] != at[i+3] + size:
+            for k in range(0, min(size, 1536), 64): _prefetch(at[i+4] + k)
+        row = carray(_pointer(at[i]), (d,), np.uint16)
         for j in range(d): out[i, j] = np.uint32(row[j]) << np.uint32(16)
-    return len(rows)
+    return n
 
 # %% ../nbs/foundations/07_gather.ipynb #f3a6a9e0
 class Gather:
@@ -77,10 +93,10 @@ def _room(self:Gather, n):
     return a
 
 @patch
-def __call__(self:Gather, rows:torch.Tensor # Numbers, int64 [n]
+def __call__(self:Gather, rows:np.ndarray # Numbers, int64 [n]
             )->torch.Tensor: # float32 [n, d]
     "Some rows"
-    out,rows = self._room(len(rows)),rows.numpy()
+    out = self._room(len(rows))
     if (i := _gather(rows, self.start, self.base, self.d, out.view(np.uint32))) < len(rows): raise IndexError(f'row {rows[i]} of {self.start[-1]}: there is none, or its tensor is not open')
     return torch.from_numpy(out)
 

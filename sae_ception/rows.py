@@ -10,6 +10,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from fastcore.all import patch
 
@@ -112,7 +113,7 @@ class Rows:
 # %% ../nbs/foundations/06_rows.ipynb #54aca077
 @patch
 def _next_rows(self:Rows, n):
-    "The numbers of the next `n` rows"
+    "The numbers of the next `n` rows, int64"
     parts,p = [],self.place
     while n:
         if self.window is None: self.window = self._window(p['pass'], p['window'])
@@ -121,7 +122,7 @@ def _next_rows(self:Rows, n):
         parts.append(part)
         n,p['used'] = n-len(part),p['used']+len(part)
         if p['used'] == len(self.window): p['window'],p['used'],self.window = p['window']+1,0,None
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 # %% ../nbs/foundations/06_rows.ipynb #0ce16afd
 @patch
@@ -155,11 +156,11 @@ class MemoryRows(Rows):
 
 # %% ../nbs/foundations/06_rows.ipynb #68176fab
 @patch
-def _window(self:MemoryRows, p, w): return None if w else torch.randperm(self.total, generator=generator(self.seed, 'rows', p))
+def _window(self:MemoryRows, p, w): return None if w else torch.randperm(self.total, generator=generator(self.seed, 'rows', p)).numpy()
 
 # %% ../nbs/foundations/06_rows.ipynb #489f5cf5
 @patch
-def _fetch(self:MemoryRows, at): return {k: v.index_select(0, at.to(v.device)).float() for k,v in self.rows.items()}
+def _fetch(self:MemoryRows, at): return {k: v.index_select(0, torch.from_numpy(at).to(v.device)).float() for k,v in self.rows.items()}
 
 # %% ../nbs/foundations/06_rows.ipynb #486989fb
 @patch

@@ -410,7 +410,7 @@ class StoreRows(Rows):
         for i in range(len(self.store.meta['shards'][split])):
             o = self.store.open(split, i, 'rows')
             keep,n = keep_rows(masks, o['tokens'], o['position'], {k: o[f'norm:{k}'] for k in self.widths}, medians, self.store.meta['special'])
-            kept.append(keep.nonzero()[:, 0].int())
+            kept.append(keep.nonzero()[:, 0].int().numpy())
             counts = {k: counts.get(k, 0) + v for k,v in n.items()}
         return kept,counts
 
@@ -437,7 +437,7 @@ def _opened(self:StoreRows, p, w):
 @patch
 def _mixed(self:StoreRows, p, w, opened):
     "Rows of a window in their order, numbered through the store"
-    kept = [self.kept[i][a:b].numpy() for i,pieces in opened.items() for a,b in pieces]
+    kept = [self.kept[i][a:b] for i,pieces in opened.items() for a,b in pieces]
     m = np.array([sum(b - a for a,b in o) for o in opened.values()]) # rows of each shard, and runs
     n = -(-m//self.block)
     of = np.repeat(np.arange(len(n)), n)
@@ -445,7 +445,7 @@ def _mixed(self:StoreRows, p, w, opened):
     shuffle,jitter = torch.rand(2, len(of), dtype=torch.float64, generator=generator(self.seed, 'blocks', p, w)).numpy()
     order = np.lexsort((shuffle, of))[((nth + jitter)/n[of]).argsort(kind='stable')]
     of,first = of[order],nth[order]*self.block
-    return torch.from_numpy(join_runs(np.concatenate([*kept, np.zeros(0, np.int32)]), first + (m.cumsum() - m)[of], np.minimum(m[of] - first, self.block), self.start[list(opened)][of]))
+    return join_runs(np.concatenate([*kept, np.zeros(0, np.int32)]), first + (m.cumsum() - m)[of], np.minimum(m[of] - first, self.block), self.start[list(opened)][of])
 
 # %% ../nbs/foundations/07_store.ipynb #231fd523
 _ahead = 6 # windows, each prepared by a thread of its own
@@ -494,7 +494,7 @@ def held_out(self:StoreRows, n:int # Rows
     most,left,out = sum(map(len, self.out)),n,{k: [] for k in self.widths}
     if n > most: raise ValueError(f'held_out({n}): the store holds {most} held-out rows. Ask for fewer, or write it with more held_out_tokens')
     for i,kept in enumerate(self.out):
-        for k in self.widths: out[k].append(self.store.open('held_out', i, k)['h'][kept[:left]].float())
+        for k in self.widths: out[k].append(self.store.open('held_out', i, k)['h'][torch.from_numpy(kept[:left])].float())
         left -= len(kept[:left])
     return {k: torch.cat(v) for k,v in out.items()}
 
@@ -518,5 +518,5 @@ def in_memory(self:Store, sites=None, # Names; all when absent
              )->MemoryRows:
     "The rows of a store, all in memory"
     o = self.rows(sites, masks, seed=seed)
-    read = lambda split, kept: {k: torch.cat([self.open(split, i, k)['h'].index_select(0, at) for i,at in enumerate(kept)]) for k in o.sites}
+    read = lambda split, kept: {k: torch.cat([self.open(split, i, k)['h'].index_select(0, torch.from_numpy(at)) for i,at in enumerate(kept)]) for k in o.sites}
     return MemoryRows(read('train', o.kept), read('held_out', o.out) if o.out else None, seed)

@@ -42,7 +42,7 @@ def sae_ception(x, job, folder, unit_norm=True, **more):
     from sae_ception.sae.coders import SAEConfig,save_sae
     from sae_ception.sae.training import Coder,SAETrainConfig,train_on
     class Rows(MemoryRows):
-        def _window(self, p, w): return None if w else torch.from_numpy(Batches(x, job).order())
+        def _window(self, p, w): return None if w else Batches(x, job).order()
     matryoshka = job['kind'] == 'matryoshka'
     sae = SAEConfig(width=job['width'], k=job['k'], unit_norm=unit_norm, activation='batchtopk' if matryoshka else job['kind'], prefixes=tuple(ends(job)) if matryoshka else ())
     train = SAETrainConfig(rows=job['steps']*job['batch'], batch_size=job['batch'], dead_after=DEAD, **({'lr': job['lr']} if job['lr'] else {}), **more)
