@@ -55,13 +55,18 @@ class CostConfig(PlanConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        for o in ('tokens', 'sites', 'held_out', 'classes', 'examples', 'arms', 'seeds', 'epochs', 'tune_epochs', 'sae_epochs'): check(getattr(self, o) >= 1, self, o, 'must be at least 1')
-        for o in ('first', 'cycles', 'evals', 'copies'): check(getattr(self, o) >= 0, self, o, 'must not be negative')
-        m = machine(self.machine)
-        check(self.gpus == 1 or self.apart or m.link or not m.cuda, self, 'gpus', f'{self.machine} has no link to others; choose apart=True, or gpus=1')
-        check(not self.apart or self.job != 'pretrain', self, 'apart', 'pretrain trains one model, which several devices share')
-        check(not self.apart or self.shards == 1, self, 'shards', 'devices that work apart share no weights')
-        check(bool(self.shape) == (self.model.partition(':')[0] in ARCHITECTURES), self, 'shape', 'is for mlp, cnn and vit, which need one: ask about them by a command, with `predict`')
+        _check_amounts(self)
+
+# %% ../nbs/cycle/09_cost.ipynb #9de8b586
+def _check_amounts(q):
+    "Refuse amounts that are none, and what does not go together"
+    for o in ('tokens', 'sites', 'held_out', 'classes', 'examples', 'arms', 'seeds', 'epochs', 'tune_epochs', 'sae_epochs'): check(getattr(q, o) >= 1, q, o, 'must be at least 1')
+    for o in ('first', 'cycles', 'evals', 'copies'): check(getattr(q, o) >= 0, q, o, 'must not be negative')
+    m = machine(q.machine)
+    check(q.gpus == 1 or q.apart or m.link or not m.cuda, q, 'gpus', f'{q.machine} has no link to others; choose apart=True, or gpus=1')
+    check(not q.apart or q.job != 'pretrain', q, 'apart', 'pretrain trains one model, which several devices share')
+    check(not q.apart or q.shards == 1, q, 'shards', 'devices that work apart share no weights')
+    check(bool(q.shape) == (q.model.partition(':')[0] in ARCHITECTURES), q, 'shape', 'is for mlp, cnn and vit, which need one: ask about them by a command, with `predict`')
 
 # %% ../nbs/cycle/09_cost.ipynb #85d9c965
 def _facts(q):

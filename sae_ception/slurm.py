@@ -31,21 +31,25 @@ class Settings:
     setup: tuple = () # Lines of shell that come first
     options: dict = field(default_factory=dict) # Anything else by its name in `sbatch --help`; `true` for an option without a value
 
-    def __post_init__(self):
-        if not re.fullmatch(r'([\w.-]+:)?\d+|', self.gpus): raise Refused(f'gpus={self.gpus}: must be a count from 0 on, or a kind and a count such as a100:2')
-        if not re.fullmatch(r'\d+(\.\d+)?[KMGT]|', self.memory): raise Refused(f'memory={self.memory}: must be a number and its unit, such as 32G')
-        for name,least in dict(width=0, processes=1, nodes=1).items():
-            if getattr(self, name) < least: raise Refused(f'{name}={getattr(self, name)}: must be {least} or more')
-        gpus = int(self.gpus.rpartition(':')[2] or 0)
-        if gpus and 1 < self.processes != gpus: raise Refused(f'processes={self.processes} and gpus={self.gpus}: each process takes one GPU, so ask for as many')
-        if self.nodes > 1 and self.scratch: raise Refused(f'scratch={self.scratch}: is a folder of one machine, and nodes={self.nodes}: leave it away')
-        if ours := {'array', 'parsable', 'test-only', 'wrap', 'export-file', 'ntasks', 'ntasks-per-node'} & {*self.options}: raise Refused(f'{ours.pop()} is set here: leave it away')
-        for o in [*self.options.items(), *self.setup]:
-            if '\n' in str(o): raise Refused(f'{o}: must be one line')
-        seconds(self.time)
+    def __post_init__(self): _check_settings(self)
 
     @property
     def together(self): return self.processes*self.nodes # Processes that do one part
+
+# %% ../nbs/cycle/05_slurm.ipynb #6f6673ab
+def _check_settings(o):
+    "Refuse what Slurm would refuse, or take for something else"
+    if not re.fullmatch(r'([\w.-]+:)?\d+|', o.gpus): raise Refused(f'gpus={o.gpus}: must be a count from 0 on, or a kind and a count such as a100:2')
+    if not re.fullmatch(r'\d+(\.\d+)?[KMGT]|', o.memory): raise Refused(f'memory={o.memory}: must be a number and its unit, such as 32G')
+    for name,least in dict(width=0, processes=1, nodes=1).items():
+        if getattr(o, name) < least: raise Refused(f'{name}={getattr(o, name)}: must be {least} or more')
+    gpus = int(o.gpus.rpartition(':')[2] or 0)
+    if gpus and 1 < o.processes != gpus: raise Refused(f'processes={o.processes} and gpus={o.gpus}: each process takes one GPU, so ask for as many')
+    if o.nodes > 1 and o.scratch: raise Refused(f'scratch={o.scratch}: is a folder of one machine, and nodes={o.nodes}: leave it away')
+    if ours := {'array', 'parsable', 'test-only', 'wrap', 'export-file', 'ntasks', 'ntasks-per-node'} & {*o.options}: raise Refused(f'{ours.pop()} is set here: leave it away')
+    for line in [*o.options.items(), *o.setup]:
+        if '\n' in str(line): raise Refused(f'{line}: must be one line')
+    seconds(o.time)
 
 # %% ../nbs/cycle/05_slurm.ipynb #5d1a428b
 def seconds(time:str # As in `Settings`
@@ -331,6 +335,21 @@ def _asserted(notebook, parts, given, settings):
     if 'processes' not in parameters(notebook): raise Refused(f'--slurm processes={settings.processes}: {notebook.stem} runs in one process (it has no parameter `processes`)')
     return given | dict(processes=n)
 
+# %% ../nbs/cycle/05_slurm.ipynb #6a9cf72c
+def _hand_in(folder, given, scripts, facts):
+    "Write down what is asked for, send it, and note the jobs' numbers: those of the parts, and that of the report"
+    out = folder.parent.parent
+    with _sending(out) as lock:
+        _check_idle(out, {*facts['parts'].values()})
+        folder.mkdir()
+        (folder/'sweep.yaml').write_text(yaml.safe_dump(given, sort_keys=False), encoding='utf-8')
+        for name,text in scripts.items(): (folder/name).write_text(text, encoding='utf-8')
+        note = dict(jobs=[]) | facts
+        _write(folder/'submission.json', note)
+        *jobs,last = _send(folder, scripts, lock)
+        _write(folder/'submission.json', note | dict(jobs=jobs, report=last))
+    return jobs,last
+
 # %% ../nbs/cycle/05_slurm.ipynb #269707e8
 def submit(notebook, # Path of a notebook
            parts:list, # From `grid`
@@ -348,15 +367,7 @@ def submit(notebook, # Path of a notebook
     scripts = _scripts(notebook, folder, out, settings, todo)
     for o in scripts.values(): _try(o, settings)
     _check_place(out, settings)
-    with _sending(out) as lock:
-        _check_idle(out, {*todo.values()})
-        folder.mkdir()
-        (folder/'sweep.yaml').write_text(yaml.safe_dump(given, sort_keys=False), encoding='utf-8')
-        for name,text in scripts.items(): (folder/name).write_text(text, encoding='utf-8')
-        note = dict(jobs=[], experiment=notebook.stem, parts=todo, values={i: parts[i] for i in todo})
-        _write(folder/'submission.json', note)
-        *jobs,last = _send(folder, scripts, lock)
-        _write(folder/'submission.json', note | dict(jobs=jobs, report=last))
+    jobs,last = _hand_in(folder, given, scripts, dict(experiment=notebook.stem, parts=todo, values={i: parts[i] for i in todo}))
     print(f'{notebook.stem}: {len(todo)} of {len(parts)} parts sent to Slurm', *(f'  {jobs[0]}_{i}  {o}' for i,o in todo.items()),
           f'report: job {last}, in {place(folder)}/report.log', f'`sae_ception runs {place(out)}` tells how they are', sep='\n')
     return 0
