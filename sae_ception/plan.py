@@ -19,7 +19,6 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from fastcore.all import patch
 from matplotlib.patches import Patch
 from torch import nn
 from torch.overrides import TorchFunctionMode
@@ -280,23 +279,22 @@ class PlanConfig:
     offload: bool = False # Keep weights, gradients and moments in the machine's memory
     device_memory: float = 0. # GiB of each device; 0: what is free here
 
-    def __post_init__(self): self._check()
+    def __post_init__(self): _check_plan(self)
 
 # %% ../nbs/cycle/04_plan.ipynb #4da63292
 JOBS = 'lm_sae','cycle','pretrain'
 
-@patch
-def _check(self:PlanConfig):
+def _check_plan(config):
     "Raise a `ValueError` that names the first setting that makes no sense"
-    check_types(self)
-    for o in ('coders', 'batch_size', 'accumulation', 'context', 'sae_batch', 'buffer', 'rows', 'gpus', 'shards', 'k'): check(getattr(self, o) >= 1, self, o, 'must be at least 1')
-    for o in ('width', 'image_size'): check(getattr(self, o) >= 0, self, o, 'must not be negative')
-    check(self.device_memory == 0 or self.device_memory > 1, self, 'device_memory', 'must be more than the 1 GiB that the driver and its libraries take, or 0')
-    check(self.gpus % self.shards == 0, self, 'shards', f'{self.gpus} devices cannot be divided into groups of so many')
-    check(self.expansion > 0, self, 'expansion', 'must be positive')
-    check(self.accumulation <= self.batch_size, self, 'accumulation', f'a batch of {self.batch_size} has no more parts than that')
+    check_types(config)
+    for o in ('coders', 'batch_size', 'accumulation', 'context', 'sae_batch', 'buffer', 'rows', 'gpus', 'shards', 'k'): check(getattr(config, o) >= 1, config, o, 'must be at least 1')
+    for o in ('width', 'image_size'): check(getattr(config, o) >= 0, config, o, 'must not be negative')
+    check(config.device_memory == 0 or config.device_memory > 1, config, 'device_memory', 'must be more than the 1 GiB that the driver and its libraries take, or 0')
+    check(config.gpus % config.shards == 0, config, 'shards', f'{config.gpus} devices cannot be divided into groups of so many')
+    check(config.expansion > 0, config, 'expansion', 'must be positive')
+    check(config.accumulation <= config.batch_size, config, 'accumulation', f'a batch of {config.batch_size} has no more parts than that')
     for o,names in dict(job=JOBS, dtype=tuple(DTYPES), precision=('no', 'bf16'), part=PARTS, optimizer=('adamw', 'sgd')).items():
-        check(getattr(self, o) in names, self, o, f'choose from {", ".join(names)}')
+        check(getattr(config, o) in names, config, o, f'choose from {", ".join(names)}')
 
 # %% ../nbs/cycle/04_plan.ipynb #ac6fd2ec
 def _site(q, model):

@@ -126,8 +126,7 @@ class TrainConfig:
     shards: int = field(default=1, compare=False) # Processes that share one copy of the weights; 1: each has its own
     offload: bool = field(default=False, compare=False) # Keep weights, gradients and moments in the machine's memory, not on the GPU
 
-    def __post_init__(self):
-        _check_training(self)
+    def __post_init__(self): _check_training(self)
 
 # %% ../nbs/sharpening/01_training.ipynb #4082004f
 def _check_training(config):
