@@ -112,7 +112,7 @@ def _command(argv):
     _check_options(o, me)
     params = parameters(notebook)
     given = {k: v for name in o.preset for k,v in read_preset(name, notebook).items()} | read_assignments(words, params)
-    parts = grid(params, given, o.sweep)
+    parts = grid(params, given, o.sweep, o.words[0])
     if o.slurm is None and not o.report: check_processes(notebook, planned(notebook, parts[0])[1], started())
     return _sweep(o, notebook, given, parts) if o.sweep else _run(o, notebook, parts[0], o.out)
 

@@ -27,11 +27,14 @@ class Refused(ValueError):
 
 # %% ../nbs/cycle/02_launch.ipynb #efbba2d7
 def nearest(word:str, # What somebody wrote
-            known # What there is
+            known, # What there is
+            see:str='' # What shows all there is, where that is much
            )->str: # Such as `did you mean seed, or seeds?`
     "What `word` might have meant"
-    close = difflib.get_close_matches(word, list(known), n=3, cutoff=.5)
-    return f"did you mean {', or '.join(close)}?" if close else f"there is {', '.join(sorted(known)) or 'none'}"
+    close,names = difflib.get_close_matches(word, list(known), n=3, cutoff=.5),sorted(known)
+    if close: return f"did you mean {', or '.join(close)}?"
+    if see and len(names) > 8: return f'{see} shows the {len(names)} that there are'
+    return f"there is {', '.join(names[:12]) or 'none'}" + f' and {len(names) - 12} more'*(len(names) > 12)
 
 # %% ../nbs/cycle/02_launch.ipynb #28f24544
 def experiments(folder=None # Where to look; where the package keeps them when absent
@@ -161,15 +164,16 @@ LAYOUT = {'processes', 'spread', 'shards', 'offload', 'log_to'} # names of such 
 # %% ../nbs/cycle/02_launch.ipynb #8d2a1fa9
 def grid(params:dict, # From `parameters`
          given:dict, # Names and values: text, or what a preset file holds; a list for a parameter of one value is an axis
-         sweep:bool=False # May there be axes?
+         sweep:bool=False, # May there be axes?
+         name:str='EXPERIMENT' # What the experiment is called on the command line
         )->list: # One dict of values a part; a single one without axes
     "Every combination of what was given, the last axis turning fastest"
-    for name in given:
-        if name == 'out': raise Refused('out is the run directory: set it by --out DIR')
-        if name not in params: raise Refused(f"there is no parameter {name!r}: {nearest(name, [o for o in params if o != 'out'])}")
+    for o in given:
+        if o == 'out': raise Refused('out is the run directory: set it by --out DIR')
+        if o not in params: raise Refused(f"there is no parameter {o!r}: {nearest(o, [k for k in params if k != 'out'], f'`sae_ception {name} --help`')}")
     axes = {k: _alternatives(params[k], v, sweep) for k,v in given.items()}
-    for name in LAYOUT & {*axes}:
-        if len(axes[name]) > 1: raise Refused(f'{name} does not change the result, so that its values cannot be parts of a sweep: give one')
+    for o in LAYOUT & {*axes}:
+        if len(axes[o]) > 1: raise Refused(f'{o} does not change the result, so that its values cannot be parts of a sweep: give one')
     return [dict(zip(axes, o)) for o in itertools.product(*axes.values())]
 
 # %% ../nbs/cycle/02_launch.ipynb #b8f6a6e9
