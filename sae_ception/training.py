@@ -132,6 +132,7 @@ class TrainConfig:
 def _check_training(config):
     check_types(config)
     for o in ('epochs', 'batch_size', 'accumulation', 'shards'): check(getattr(config, o) >= 1, config, o, 'must be at least 1')
+    check(config.accumulation <= config.batch_size, config, 'accumulation', f'cannot split a batch of {config.batch_size} examples into so many parts')
     check(config.lr > 0, config, 'lr', 'must be positive')
     for o in ('weight_decay', 'clip'): check(getattr(config, o) >= 0, config, o, 'must not be negative')
     for o in ('warmup', 'decay'): check(0 <= getattr(config, o) <= 1, config, o, 'is a share of the steps, between 0 and 1')
