@@ -9,7 +9,7 @@ __all__ = ['main']
 import argparse,os,sys
 from pathlib import Path
 
-from .launch import Refused,experiments,find_notebook,grid,parameters,planned,read_assignments,read_preset,report,run_name,run_notebook,summary,sweep,text_table
+from .launch import Refused,check_settings,experiments,find_notebook,grid,parameters,planned,read_assignments,read_preset,report,run_dirs,run_name,run_notebook,summary,sweep,text_table
 from .peers import check_processes,leave,run_together,started
 from .slurm import keep_states,read_settings,submit
 
@@ -100,6 +100,15 @@ def _run(o, notebook, values, out):
     if not together: os.environ |= dict(WORLD_SIZE='1') if started().by else {} # of several tasks that srun started, each is a run of its own
     return (run_together if together else run_notebook)(notebook, values, out, o.resume, o.until, o.scratch)
 
+# %% ../nbs/cycle/07_command.ipynb #0841bfa8
+def _untried(o, notebook, parts):
+    "Parts whose values nobody has looked at, as far as this machine can tell"
+    if o.report or 'SAE_CEPTION_STARTER' in os.environ: return []
+    outs = run_dirs(notebook, parts, o.out)[1] if o.sweep else [planned(notebook, parts[0], o.out)[2].parent]
+    mine = slice(None) if o.part is None else slice(o.part, o.part + 1)
+    new = [values for values,out in zip(parts[mine], outs[mine]) if not (out/notebook.name).exists()]
+    return [{k: v for k,v in values.items() if k != 'device'} for values in new] if o.slurm is not None else new
+
 # %% ../nbs/cycle/07_command.ipynb #69b69b64
 def _command(argv):
     "What `main` does, refusals aside"
@@ -112,8 +121,9 @@ def _command(argv):
     _check_options(o, me)
     params = parameters(notebook)
     given = {k: v for name in o.preset for k,v in read_preset(name, notebook).items()} | read_assignments(words, params)
-    parts = grid(params, given, o.sweep)
+    parts = grid(params, given, o.sweep, o.words[0])
     if o.slurm is None and not o.report: check_processes(notebook, planned(notebook, parts[0])[1], started())
+    check_settings(notebook, _untried(o, notebook, parts))
     return _sweep(o, notebook, given, parts) if o.sweep else _run(o, notebook, parts[0], o.out)
 
 # %% ../nbs/cycle/07_command.ipynb #f548f2f7

@@ -104,23 +104,22 @@ class CycleConfig:
     attack: tuple = () # Radii of adversarial attacks on test rows, as for `robustness`; none if empty
     attack_rows: int = 500 # Attack at most so many rows
 
-    def __post_init__(self): self._check()
+    def __post_init__(self): _check_cycle(self)
 
 # %% ../nbs/cycle/00_cycle.ipynb #5310eebe
-@patch
-def _check(self:CycleConfig):
+def _check_cycle(config):
     "Raise a `ValueError` that names the first setting that makes no sense"
-    check_types(self)
-    check(self.cycles >= 0, self, 'cycles', 'must not be negative')
-    check(self.aux_weight >= 0, self, 'aux_weight', 'λ must not be negative')
-    check(self.protocol in ('continue', 'reinit'), self, 'protocol', 'choose continue or reinit')
-    check(self.sae_on in ('pooled', 'tokens'), self, 'sae_on', 'choose pooled or tokens')
-    for o in ('sae_rows', 'attack_rows'): check(getattr(self, o) >= 1, self, o, 'must be at least 1')
-    check(all(isinstance(o, (int, float)) and o > 0 for o in self.attack), self, 'attack', 'radii must be numbers above 0')
+    check_types(config)
+    check(config.cycles >= 0, config, 'cycles', 'must not be negative')
+    check(config.aux_weight >= 0, config, 'aux_weight', 'λ must not be negative')
+    check(config.protocol in ('continue', 'reinit'), config, 'protocol', 'choose continue or reinit')
+    check(config.sae_on in ('pooled', 'tokens'), config, 'sae_on', 'choose pooled or tokens')
+    for o in ('sae_rows', 'attack_rows'): check(getattr(config, o) >= 1, config, o, 'must be at least 1')
+    check(all(isinstance(o, (int, float)) and o > 0 for o in config.attack), config, 'attack', 'radii must be numbers above 0')
     for o,kind in dict(arms=str, seeds=int).items():
-        found = getattr(self, o)
-        check(all(isinstance(x, kind) for x in found) and len(set(found)) == len(found) > 0, self, o, 'must be a tuple of at least one, each once')
-    for arm in self.parsed: self._check_k(arm)
+        found = getattr(config, o)
+        check(all(isinstance(x, kind) for x in found) and len(set(found)) == len(found) > 0, config, o, 'must be a tuple of at least one, each once')
+    for arm in config.parsed: _check_k(config, arm)
 
 # %% ../nbs/cycle/00_cycle.ipynb #de1f21be
 @patch(as_prop=True)
@@ -129,12 +128,11 @@ def parsed(self:CycleConfig)->list: # `Arm`s
     return [parse_arm(o, self.aux_weight) for o in self.arms]
 
 # %% ../nbs/cycle/00_cycle.ipynb #e862a8fc
-@patch
-def _check_k(self:CycleConfig, arm):
+def _check_k(config, arm):
     if arm.strategy not in STRATEGIES: return
-    k,l0 = SharpenConfig(arm.strategy, self.k).count(self.sae.width),self.sae.k
+    k,l0 = SharpenConfig(arm.strategy, config.k).count(config.sae.width),config.sae.k
     drops = arm.strategy in ('per_class', 'per_example', 'discriminative', 'shuffled')
-    check(not (drops and self.sae.activation == 'topk' and k >= l0), self, 'k',
+    check(not (drops and config.sae.activation == 'topk' and k >= l0), config, 'k',
           f'keeps {k} features and the SAE has only L0={l0} on, so {arm.strategy} sharpens nothing; choose less than {l0}, or a larger k for the SAE')
 
 # %% ../nbs/cycle/00_cycle.ipynb #a6f204c1

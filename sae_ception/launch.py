@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['LAYOUT', 'KEY', 'Refused', 'nearest', 'experiments', 'find_notebook', 'read_cells', 'summary', 'Parameter',
            'parameters', 'parse_value', 'grid', 'read_preset', 'read_assignments', 'changed', 'run_name', 'past_values',
-           'finished', 'place', 'claimed', 'text_table', 'read_results', 'show_results', 'Lines', 'own_kernel',
-           'on_signals', 'Stopped', 'Relay', 'tied', 'mark', 'execute', 'hand_in', 'planned', 'injected',
-           'run_notebook', 'key_metrics', 'run_dirs', 'sweep', 'report']
+           'finished', 'place', 'claimed', 'settings', 'misfits', 'check_settings', 'text_table', 'read_results',
+           'show_results', 'Lines', 'own_kernel', 'on_signals', 'Stopped', 'Relay', 'tied', 'mark', 'execute',
+           'hand_in', 'planned', 'injected', 'run_notebook', 'key_metrics', 'run_dirs', 'sweep', 'report']
 
 # %% ../nbs/cycle/02_launch.ipynb #d480f07f
 import ast,difflib,errno,fcntl,hashlib,io,itertools,json,logging,os,re,signal,subprocess,sys,tempfile,threading,time,tokenize
@@ -27,11 +27,14 @@ class Refused(ValueError):
 
 # %% ../nbs/cycle/02_launch.ipynb #efbba2d7
 def nearest(word:str, # What somebody wrote
-            known # What there is
+            known, # What there is
+            see:str='' # What shows all there is, where that is much
            )->str: # Such as `did you mean seed, or seeds?`
     "What `word` might have meant"
-    close = difflib.get_close_matches(word, list(known), n=3, cutoff=.5)
-    return f"did you mean {', or '.join(close)}?" if close else f"there is {', '.join(sorted(known)) or 'none'}"
+    close,names = difflib.get_close_matches(word, list(known), n=3, cutoff=.5),sorted(known)
+    if close: return f"did you mean {', or '.join(close)}?"
+    if see and len(names) > 8: return f'{see} shows the {len(names)} that there are'
+    return f"there is {', '.join(names[:12]) or 'none'}" + f' and {len(names) - 12} more'*(len(names) > 12)
 
 # %% ../nbs/cycle/02_launch.ipynb #28f24544
 def experiments(folder=None # Where to look; where the package keeps them when absent
@@ -161,15 +164,16 @@ LAYOUT = {'processes', 'spread', 'shards', 'offload', 'log_to'} # names of such 
 # %% ../nbs/cycle/02_launch.ipynb #8d2a1fa9
 def grid(params:dict, # From `parameters`
          given:dict, # Names and values: text, or what a preset file holds; a list for a parameter of one value is an axis
-         sweep:bool=False # May there be axes?
+         sweep:bool=False, # May there be axes?
+         name:str='EXPERIMENT' # What the experiment is called on the command line
         )->list: # One dict of values a part; a single one without axes
     "Every combination of what was given, the last axis turning fastest"
-    for name in given:
-        if name == 'out': raise Refused('out is the run directory: set it by --out DIR')
-        if name not in params: raise Refused(f"there is no parameter {name!r}: {nearest(name, [o for o in params if o != 'out'])}")
+    for o in given:
+        if o == 'out': raise Refused('out is the run directory: set it by --out DIR')
+        if o not in params: raise Refused(f"there is no parameter {o!r}: {nearest(o, [k for k in params if k != 'out'], f'`sae_ception {name} --help`')}")
     axes = {k: _alternatives(params[k], v, sweep) for k,v in given.items()}
-    for name in LAYOUT & {*axes}:
-        if len(axes[name]) > 1: raise Refused(f'{name} does not change the result, so that its values cannot be parts of a sweep: give one')
+    for o in LAYOUT & {*axes}:
+        if len(axes[o]) > 1: raise Refused(f'{o} does not change the result, so that its values cannot be parts of a sweep: give one')
     return [dict(zip(axes, o)) for o in itertools.product(*axes.values())]
 
 # %% ../nbs/cycle/02_launch.ipynb #b8f6a6e9
@@ -289,6 +293,42 @@ def claimed(file:Path, # The executed notebook, there or to be
             except OSError: pass # a file system without locks
             break
         yield
+
+# %% ../nbs/cycle/02_launch.ipynb #bf3989c8
+def settings(notebook # Path of a notebook
+            )->list: # Sources of cells; empty if no cell has the tag `settings`
+    "The cells that tell whether parameters fit, the parameters cell first"
+    cells = [o for o in read_cells(notebook) if o[0] == 'code']
+    tagged = lambda tag: [i for i,o in enumerate(cells) if tag in o[2]]
+    return [o[1] for o in cells[tagged('parameters')[0]:tagged('settings')[-1]+1]] if tagged('settings') else []
+
+_try = '''import contextlib,json,sys
+asked = json.load(sys.stdin)
+def wrong(values, first, *more):
+    exec(first, names := {'__name__': '__main__'})
+    names.update(values)
+    try:
+        for o in more: exec(o, names)
+    except ValueError as e: return ' '.join(str(e).split())
+    except Exception: pass # the notebook will show where
+with contextlib.redirect_stdout(sys.stderr): told = [wrong(o, *asked['cells']) for o in asked['parts']]
+print(json.dumps(told))'''
+
+# %% ../nbs/cycle/02_launch.ipynb #de2a86ac
+def misfits(notebook, # Path of a notebook
+            parts:list # From `grid`
+           )->list: # For each part what does not fit, or nothing
+    "Try what the notebook makes of its parameters, in a process of its own"
+    if not (cells := settings(notebook)) or not parts: return [None]*len(parts)
+    tried = subprocess.run([sys.executable, '-c', _try], input=json.dumps(dict(cells=cells, parts=parts)), capture_output=True, text=True)
+    return json.loads(tried.stdout or 'null') or [None]*len(parts)
+
+def check_settings(notebook, # Path of a notebook
+                   parts:list # From `grid`
+                  ):
+    "Refuse values that do not fit"
+    for values,text in zip(parts, misfits(notebook, parts)):
+        if text: raise Refused(f'{run_name(parameters(notebook), values)}: {text}' if len(parts) > 1 else text)
 
 # %% ../nbs/cycle/02_launch.ipynb #3e290b7e
 def _text(value):

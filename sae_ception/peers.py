@@ -52,8 +52,9 @@ def check_processes(notebook, # Path of a notebook
     if asked < 0: raise Refused(f'processes={asked}: must be 0 (as many as were started) or more')
     if n > 1 and 'processes' not in values: raise Refused(f'{me.by} started {n} processes, and {Path(notebook).stem} runs in one (it has no parameter `processes`): start one')
     if n > 1 and me.by == 'srun' and not asked: raise Refused(f'srun started {n} tasks: add processes={n} if they shall do one run together{slip}')
-    if asked in (0, n) or asked == 1 and slip: return
-    raise Refused(f'processes={asked}, and {n} {"was" if n == 1 else "were"} started: use torchrun --standalone --nproc-per-node {asked} -m sae_ception ...')
+    if asked not in (0, n) and not (asked == 1 and slip): raise Refused(f'processes={asked}, and {n} {"was" if n == 1 else "were"} started: use torchrun --standalone --nproc-per-node {asked} -m sae_ception ...')
+    shards,n = values.get('shards', 1) if 'processes' in values else 1,asked or n
+    if shards > 0 and n % shards: raise Refused(f'shards={shards}: {n} {"process" if n == 1 else "processes"} cannot be divided into groups of so many: use torchrun --standalone --nproc-per-node {shards} -m sae_ception ...')
 
 # %% ../nbs/cycle/03_peers.ipynb #bfb2e67d
 class Line:

@@ -50,8 +50,7 @@ class PretrainConfig:
     shards: int = field(default=1, compare=False) # Processes that share one copy of the weights; 1: each has its own
     offload: bool = field(default=False, compare=False) # Keep weights, gradients and moments in the machine's memory, not on the GPU
 
-    def __post_init__(self):
-        _check_pretraining(self)
+    def __post_init__(self): _check_pretraining(self)
 
     def steps(self, context): return -(-self.tokens // (self.batch_size*context))
 

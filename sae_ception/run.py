@@ -106,8 +106,14 @@ def _claim(self:Run):
     except OSError as e: raise ValueError(f'cannot write to {self.path} ({e.strerror}): choose a directory that you may write to') from None
 
 def _hash_of(manifest): # of a stage
-    try: return read_json(manifest)['hash']
-    except (ValueError, KeyError, TypeError): return None
+    try: return _manifest(manifest)['hash']
+    except ValueError: return None
+
+def _manifest(file):
+    "What a manifest says, if it says what was written"
+    found = read_json(file)
+    if not isinstance(found, dict) or found.get('checksum') != config_hash({k: v for k,v in found.items() if k != 'checksum'}): raise ValueError(f'{file} is not what was written')
+    return found
 
 # %% ../nbs/foundations/00_run.ipynb #a3819ede
 @patch
@@ -255,9 +261,9 @@ def _whole(stage):
     if not file.exists(): return False
     def whole(name, facts): return (o := stage.path/name).is_file() and o.stat().st_size == facts['bytes'] and checksum(o) == facts['checksum']
     try:
-        manifest = read_json(file)
+        manifest = _manifest(file)
         bad = [o for o,facts in manifest['files'].items() if not whole(o, facts)] + ['manifest.json']*(manifest['hash'] != stage.run.hash)
-    except (ValueError, KeyError, TypeError, AttributeError): bad = ['manifest.json']
+    except ValueError: bad = ['manifest.json']
     if bad: logger.warning('%s: %s is not what was written, so the stage is computed again', stage.path.relative_to(stage.run.path), ', '.join(bad))
     return not bad
 
@@ -282,7 +288,8 @@ def _finish(self:Stage, facts):
     self.path.mkdir(parents=True, exist_ok=True)
     files = {o.relative_to(self.path).as_posix(): o for o in sorted(self.path.rglob('*')) if o.is_file() and o.name != 'manifest.json' and not o.name.endswith('.tmp')}
     files = {k: dict(bytes=o.stat().st_size, checksum=checksum(o)) for k,o in files.items() if not k.startswith(self.checkpoint.name)}
-    write_json(self.path/'manifest.json', dict(hash=self.run.hash, files=files, **facts))
+    said = dict(hash=self.run.hash, files=files, **facts)
+    write_json(self.path/'manifest.json', dict(said, checksum=config_hash(said)))
     drop(self.checkpoint)
     self.run.log('finished', stage=self.path.relative_to(self.run.path).as_posix(), **facts)
 

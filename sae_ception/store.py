@@ -18,7 +18,7 @@ import torch
 from fastcore.all import patch
 from safetensors import SafetensorError,safe_open
 
-from .claims import Claims
+from .claims import Claims,drop_dead,in_work
 from .core import config_diff,config_hash,generator,interruptible,logger,plain,read_json,write_json,write_tensors
 from .gather import Gather,join_runs,touch
 from .processes import apart
@@ -195,17 +195,19 @@ def _room(path, settings):
     "Bytes that are still to be written, and bytes that are free"
     whole = store_bytes(settings['sites'], sum(settings['contexts'].values())*settings['stream']['context'])
     at = next(o for o in (path, *path.absolute().parents) if o.exists())
-    there = sum(_size(Path(o, name)) for o,_,names in os.walk(path) for name in names if name.endswith('.safetensors')) # without folders that are given their names just now
-    return max(0, whole - there),shutil.disk_usage(at).free
+    folders = [*in_work(path), *(o for k in settings['contexts'] for o in path.glob(f'{k}-*'))]
+    return max(0, whole - sum(map(_size, folders))),shutil.disk_usage(at).free
 
-def _size(file):
-    try: return file.stat().st_size
-    except FileNotFoundError: return 0 # another writer has just given it its name
+def _size(folder):
+    "Bytes of the tensors in a folder"
+    try: return sum(o.stat().st_size for o in os.scandir(folder) if o.name.endswith('.safetensors'))
+    except FileNotFoundError: return 0 # it is not begun, or another writer has just given it its name
 
 # %% ../nbs/foundations/07_store.ipynb #00743055
 @contextmanager
 def _room_for(path, settings):
     "Begin only where there is room; where there is none left on the way, say how much is needed"
+    drop_dead(path)
     need,free = _room(path, settings)
     logger.info('%.2f GB are to be written, %.2f GB are free', need/1e9, free/1e9)
     if need > .98*free: raise ValueError(f'{path} needs {need/1e9:.2f} GB more, and {free/1e9:.2f} GB are free: make room, or ask for fewer tokens or sites')

@@ -126,13 +126,13 @@ class TrainConfig:
     shards: int = field(default=1, compare=False) # Processes that share one copy of the weights; 1: each has its own
     offload: bool = field(default=False, compare=False) # Keep weights, gradients and moments in the machine's memory, not on the GPU
 
-    def __post_init__(self):
-        _check_training(self)
+    def __post_init__(self): _check_training(self)
 
 # %% ../nbs/sharpening/01_training.ipynb #4082004f
 def _check_training(config):
     check_types(config)
     for o in ('epochs', 'batch_size', 'accumulation', 'shards'): check(getattr(config, o) >= 1, config, o, 'must be at least 1')
+    check(config.accumulation <= config.batch_size, config, 'accumulation', f'cannot split a batch of {config.batch_size} examples into so many parts')
     check(config.lr > 0, config, 'lr', 'must be positive')
     for o in ('weight_decay', 'clip'): check(getattr(config, o) >= 0, config, o, 'must not be negative')
     for o in ('warmup', 'decay'): check(0 <= getattr(config, o) <= 1, config, o, 'is a share of the steps, between 0 and 1')

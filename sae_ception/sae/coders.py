@@ -44,13 +44,13 @@ class SAEConfig:
     input_grad: bool = False # Does jumprelu's window send gradient to the encoder too?
     tolerance: float = .01 # Length of the rest at which matching_pursuit stops
 
-    def __post_init__(self): _validate(self)
+    def __post_init__(self): _check_coder(self)
 
     @property
     def ends(self): return self.prefixes or (self.width,)
 
 # %% ../../nbs/sae/01_coders.ipynb #6e0bff67
-def _validate(c):
+def _check_coder(c):
     check_types(c)
     check(all(isinstance(o, int) for o in c.prefixes), c, 'prefixes', 'must be whole numbers')
     object.__setattr__(c, 'prefixes', tuple(c.prefixes))

@@ -37,8 +37,7 @@ class WorldConfig:
     orthogonal_lr: float = 3e-4 # Their size
     seed: int = 42 # Decides directions, loadings and spreads
 
-    def __post_init__(self):
-        _check_world(self)
+    def __post_init__(self): _check_world(self)
 
 # %% ../../nbs/sae/05_generator.ipynb #66b698fa
 def _check_world(config):
