@@ -49,7 +49,7 @@ class Machine:
     read: float = 2e9 # Bytes that training reads from a store
     evaluation: float = 4e6 # Codes (rows × features) that the metrics of a cycle work through
     probe: float = .01 # Seconds for one of the small probes among them, of which there are three a class
-    command: float = 2. # Seconds until a command has a kernel, and for its end
+    command: float = 2. # Seconds until a command has tried its settings and has a kernel, and for its end
     libraries: float = 3. # Seconds until a process has loaded them, and made its first optimizer, for which torch loads its compiler
     models: float = 2. # Seconds until `transformers` has made its first model
     kernels: float = .7 # Seconds until the first sparse step has loaded its kernels
@@ -263,7 +263,9 @@ def children(command:list, # Words
     return used() - start
 
 # %% ../nbs/cycle/08_rates.ipynb #cd6d5d0a
-_empty = ["out: str = '' # The run directory", 'import torch,sae_ception.study,sae_ception.pretraining,sae_ception.rows,sae_ception.interpret.plots; torch.optim.SGD([torch.zeros(1)])']
+_libraries = 'import torch,sae_ception.study,sae_ception.pretraining,sae_ception.rows,sae_ception.interpret.plots'
+_optimizer = 'torch.optim.SGD([torch.zeros(1)])'
+_empty = {'parameters': "out: str = '' # The run directory", 'settings': _libraries, '': _optimizer}
 _first = 'from sae_ception.huggingface import load_lm,train_tokenizer; load_lm("gpt2:16x1", train_tokenizer([""], 300))'
 _sparse = '''from sae_ception.sae.engine import Group,SAEConfig,SAETrainConfig
 from sae_ception.sae.coders import SAE
@@ -274,8 +276,8 @@ def _start_rates(clock, times):
     "Seconds until a command has begun, libraries are loaded, and a model is made; and for a figure"
     cpu = clock is time.process_time
     python = lambda code: min(children([sys.executable, '-c', code], cpu) for _ in range(times))
-    libraries,models,kernels = (python(_empty[1] + o) for o in ('', '\n' + _first, '\n' + _sparse))
-    cells = [dict(cell_type='code', metadata=dict(tags=['parameters']*(not i)), source=o, outputs=[], execution_count=None) for i,o in enumerate(_empty)]
+    libraries,models,kernels = (python('\n'.join([_libraries, _optimizer, *o])) for o in ([], [_first], [_sparse]))
+    cells = [dict(cell_type='code', metadata=dict(tags=[k] if k else []), source=v, outputs=[], execution_count=None) for k,v in _empty.items()]
     with tempfile.TemporaryDirectory() as tmp:
         Path(tmp, 'empty.ipynb').write_text(json.dumps(dict(nbformat=4, nbformat_minor=4, metadata={}, cells=cells)))
         whole = children([sys.executable, '-m', 'sae_ception', f'{tmp}/empty.ipynb', '--out', f'{tmp}/run'], cpu)
