@@ -6,10 +6,10 @@
 __all__ = ['main']
 
 # %% ../nbs/cycle/07_command.ipynb #c7e98704
-import argparse,os,sys
+import argparse,os,signal,sys
 from pathlib import Path
 
-from .launch import Refused,check_settings,experiments,find_notebook,grid,parameters,planned,read_assignments,read_preset,report,run_dirs,run_name,run_notebook,summary,sweep,text_table
+from .launch import Refused,Stopped,check_settings,experiments,find_notebook,grid,parameters,planned,read_assignments,read_preset,report,run_dirs,run_name,run_notebook,summary,sweep,text_table
 from .peers import check_processes,leave,run_together,started
 from .slurm import keep_states,read_settings,submit
 
@@ -139,6 +139,7 @@ def main(argv:list=None # The words after the command's name; those of this proc
     "The command `sae_ception`"
     try: return _command(sys.argv[1:] if argv is None else argv)
     except Refused as e: return _refused(f'sae_ception: {e}')
+    except Stopped as e: print(f'stopped by {signal.Signals(e.args[0] - 128).name} before it began; run it again to resume', file=sys.stderr); return e.args[0]
     except KeyboardInterrupt: return 130
     except BrokenPipeError: return 0 # such as `| head`
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LAYOUT', 'KEY', 'Refused', 'nearest', 'experiments', 'find_notebook', 'read_cells', 'summary', 'Parameter',
            'parameters', 'parse_value', 'grid', 'read_preset', 'read_assignments', 'changed', 'run_name', 'past_values',
-           'finished', 'place', 'claimed', 'settings', 'misfits', 'check_settings', 'text_table', 'read_results',
-           'show_results', 'Lines', 'own_kernel', 'on_signals', 'Stopped', 'Relay', 'tied', 'mark', 'execute',
+           'finished', 'place', 'claimed', 'text_table', 'read_results', 'show_results', 'Lines', 'own_kernel',
+           'on_signals', 'Stopped', 'Relay', 'tied', 'mark', 'execute', 'settings', 'misfits', 'check_settings',
            'hand_in', 'planned', 'injected', 'run_notebook', 'key_metrics', 'run_dirs', 'sweep', 'report']
 
 # %% ../nbs/cycle/02_launch.ipynb #d480f07f
@@ -294,42 +294,6 @@ def claimed(file:Path, # The executed notebook, there or to be
             break
         yield
 
-# %% ../nbs/cycle/02_launch.ipynb #bf3989c8
-def settings(notebook # Path of a notebook
-            )->list: # Sources of cells; empty if no cell has the tag `settings`
-    "The cells that tell whether parameters fit, the parameters cell first"
-    cells = [o for o in read_cells(notebook) if o[0] == 'code']
-    tagged = lambda tag: [i for i,o in enumerate(cells) if tag in o[2]]
-    return [o[1] for o in cells[tagged('parameters')[0]:tagged('settings')[-1]+1]] if tagged('settings') else []
-
-_try = '''import contextlib,json,sys
-asked = json.load(sys.stdin)
-def wrong(values, first, *more):
-    exec(first, names := {'__name__': '__main__'})
-    names.update(values)
-    try:
-        for o in more: exec(o, names)
-    except ValueError as e: return ' '.join(str(e).split())
-    except Exception: pass # the notebook will show where
-with contextlib.redirect_stdout(sys.stderr): told = [wrong(o, *asked['cells']) for o in asked['parts']]
-print(json.dumps(told))'''
-
-# %% ../nbs/cycle/02_launch.ipynb #de2a86ac
-def misfits(notebook, # Path of a notebook
-            parts:list # From `grid`
-           )->list: # For each part what does not fit, or nothing
-    "Try what the notebook makes of its parameters, in a process of its own"
-    if not (cells := settings(notebook)) or not parts: return [None]*len(parts)
-    tried = subprocess.run([sys.executable, '-c', _try], input=json.dumps(dict(cells=cells, parts=parts)), capture_output=True, text=True)
-    return json.loads(tried.stdout or 'null') or [None]*len(parts)
-
-def check_settings(notebook, # Path of a notebook
-                   parts:list # From `grid`
-                  ):
-    "Refuse values that do not fit"
-    for values,text in zip(parts, misfits(notebook, parts)):
-        if text: raise Refused(f'{run_name(parameters(notebook), values)}: {text}' if len(parts) > 1 else text)
-
 # %% ../nbs/cycle/02_launch.ipynb #3e290b7e
 def _text(value):
     "A table cell: numbers short, and a dash for what is missing"
@@ -574,6 +538,44 @@ def execute(notebook:Path, # What to execute
     if code and relay.signum is not None: code,why = 128 + relay.signum,f'stopped by {signal.Signals(relay.signum).name}; {"its kernel had to be killed; "*relay.killed}run it again to resume'
     elif until and code == 130 and f'{until} is reached' in why: code,why = 0,f'stopped at {until}, as asked; run it again to go on'
     return code,why
+
+# %% ../nbs/cycle/02_launch.ipynb #bf3989c8
+def settings(notebook # Path of a notebook
+            )->list: # Sources of cells; empty if no cell has the tag `settings`
+    "The cells that tell whether parameters fit, the parameters cell first"
+    cells = [o for o in read_cells(notebook) if o[0] == 'code']
+    tagged = lambda tag: [i for i,o in enumerate(cells) if tag in o[2]]
+    return [o[1] for o in cells[tagged('parameters')[0]:tagged('settings')[-1]+1]] if tagged('settings') else []
+
+_try = '''import contextlib,json,sys
+asked = json.load(sys.stdin)
+def wrong(values, first, *more):
+    exec(first, names := {'__name__': '__main__'})
+    names.update(values)
+    try:
+        for o in more: exec(o, names)
+    except ValueError as e: return ' '.join(str(e).split())
+    except Exception: pass # the notebook will show where
+with contextlib.redirect_stdout(sys.stderr): told = [wrong(o, *asked['cells']) for o in asked['parts']]
+print(json.dumps(told))'''
+
+# %% ../nbs/cycle/02_launch.ipynb #de2a86ac
+def misfits(notebook, # Path of a notebook
+            parts:list # From `grid`
+           )->list: # For each part what does not fit, or nothing
+    "Try what the notebook makes of its parameters, in a process of its own"
+    if not (cells := settings(notebook)) or not parts: return [None]*len(parts)
+    tried,heard = subprocess.Popen([sys.executable, '-c', _try], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True),[]
+    with on_signals(lambda signum, frame: (heard.append(signum), tried.kill())): told,_ = tried.communicate(json.dumps(dict(cells=cells, parts=parts)))
+    if heard: raise Stopped(128 + heard[0])
+    return json.loads(told or 'null') or [None]*len(parts)
+
+def check_settings(notebook, # Path of a notebook
+                   parts:list # From `grid`
+                  ):
+    "Refuse values that do not fit"
+    for values,text in zip(parts, misfits(notebook, parts)):
+        if text: raise Refused(f'{run_name(parameters(notebook), values)}: {text}' if len(parts) > 1 else text)
 
 # %% ../nbs/cycle/02_launch.ipynb #9d925b23
 def hand_in(file:Path # The executed notebook
