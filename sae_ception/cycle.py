@@ -6,7 +6,7 @@
 __all__ = ['SWITCHES', 'BASE', 'Arm', 'parse_arm', 'arm_loss', 'CycleConfig', 'Member', 'run_cycles']
 
 # %% ../nbs/cycle/00_cycle.ipynb #9076f8c4
-import gc,os,tempfile
+import os,tempfile
 from copy import deepcopy
 from dataclasses import dataclass,field,replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from .reading import Reader
 from .processes import apart,first,share,wait
 from .sae.coders import SAEConfig,load_sae,save_sae
 from .sae.training import SAETrainConfig,train_saes
+from .sharding import give_back
 from .sharpening import STRATEGIES,OnlineTargets,SharpenConfig,make_targets
 from .tracking import tracked
 from .training import Auxiliary,TrainConfig,_check_processes,finetune,trainable
@@ -179,7 +180,6 @@ def models(self:_Cycle, members, last):
 
 @patch
 def train(self:_Cycle, members, last, stages, number): # of the first member
-    if _in_slices(self.config): gc.collect() # what was spread is held by circles
     c,fresh = self.config,self.config.protocol == 'reinit' or not self.cycle
     train,alone = c.baseline if fresh else c.tune,lambda old: sum(o is old for o in last) == 1 # then nobody else starts from its model
     aux,reports = zip(*[self.aux(m, old) if self.cycle else (Auxiliary(), {}) for m,old in zip(members, last)])
@@ -200,7 +200,7 @@ def ask(self:_Cycle, member, f):
     "What `f` makes of a member's model, where it computes; one in slices is read for that, and let go"
     c,sliced = self.config.tune,_in_slices(self.config)
     try: return f(load_model(member.model, layout=TrainConfig(shards=c.shards, offload=c.offload, device=c.device)) if sliced else member.model.to(pick_device(c.device)))
-    finally: gc.collect() if sliced else member.model.cpu()
+    finally: give_back(circles=True) if sliced else member.model.cpu()
 
 @patch
 def read(self:_Cycle, model, split, **kwargs):

@@ -440,7 +440,7 @@ def _tuned(q, f, copies):
     if q.gpus > q.shards and not _spread(q): parts['model: messages'] = min(f['moving'], max(4*_message, f['largest']))
     if _gpu(q): return parts
     if _spread(q): return parts | {'model: checkpoint': 2*min(2**27, parts['model: weights'] + parts['model: optimizer'])}
-    return parts | {'model: holes': int(.15*sum(parts.values()))}
+    return parts | {'model: holes': sum(parts[f'model: {o}'] for o in ('gradients', 'activations kept', 'working memory'))//2}
 
 def _cycle(q, f):
     kept = {} if _gpu(q) or q.shards > 1 else {'model: arms, whole': 2*f['weights']} # beside a GPU, the memory of the machine has them; those in slices are on disk

@@ -21,7 +21,7 @@ from .run import Checkpoint,optimizer_tensors,restore_optimizer
 from .huggingface import is_fresh,load_lm,load_tokenizer,save_lm,train_tokenizer
 from .metrics.downstream import _logits,at_work,next_tokens,perplexity
 from .processes import add_up,agree,ranks,share,together
-from .sharding import device_of,local,shard,sharded,squares,whole
+from .sharding import device_of,give_back,local,shard,sharded,squares,whole
 from .sharpening import OnlineTargets,SharpenConfig,per_example,sharpening_report
 from .sites import Capture,find_site
 from .tokens import TokenBatch,TokenStream
@@ -282,7 +282,10 @@ def pretrain(model, # A causal language model of `transformers`; changed in plac
     s = _Training(model, moving, with_moments(opt), stream, whose, seed, device)
     with seeded(seed), recomputing(model.train(), config.checkpointing): _loop(s, config, aux, site, held_out, Checkpoint(checkpoint), note)
     model.zero_grad()
-    return Fit((model if came_sharded else whole(model)).eval(), s.history, s.facts)
+    history,facts = s.history,s.facts
+    del s,opt # the moments
+    give_back()
+    return Fit((model if came_sharded else whole(model)).eval(), history, facts)
 
 # %% ../nbs/sharpening/02_pretraining.ipynb #4560bccb
 def choose_k(table:pd.DataFrame, # From `intervention_sweep`

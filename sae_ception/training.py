@@ -21,7 +21,7 @@ from .data import Batch,order
 from .models import Stack,as_read,stackable
 from .processes import add_up,rank,ranks,share
 from .reading import Reader,call,evaluating
-from .sharding import local,shard,sharded,squares,whole
+from .sharding import give_back,local,shard,sharded,squares,whole
 from .sharpening import OnlineTargets
 from .sites import find_site
 
@@ -366,7 +366,10 @@ def _fit(net, models, task, config, aux, site, seeds, checkpoint, note):
     s.seed = None if s.many else seeds[0]
     s.whose = config_hash(dict(config=config, task=task.fingerprint, seeds=seeds, site=site, aux=[(a.weight, a.loss, a.detach, a.rule) for a in aux]))
     with recomputing(models[0], config.checkpointing): _loop(s, task, config, _Losses(aux, device), seeds, Checkpoint(checkpoint), note)
-    return _finish(s, models, frozen, came_sharded)
+    fits = _finish(s, models, frozen, came_sharded)
+    del s # moments and best epoch
+    give_back()
+    return fits
 
 # %% ../nbs/sharpening/01_training.ipynb #330c7d97
 def with_moments(opt # A fresh optimizer

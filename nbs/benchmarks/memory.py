@@ -77,7 +77,8 @@ def trained(c, folder, phase):
             model,tokenizer = load_lm(folder, layout=config)
         else:
             config = training.TrainConfig(epochs=1, batch_size=rows, device='cpu', part=c.get('part', 'all'), **layout)
-            task = make_task(texts[:3*rows], [i % 2 for i in range(3*rows)], 'cats', ('a', 'b'))
+            n = max(3*rows, 12) # a row of each class is held out
+            task = make_task(texts[:n], [i % 2 for i in range(n)], 'cats', ('a', 'b'))
             model = make_model(folder, task, 0, config if config.shards > 1 else None, max_length=c['context'])
     def note(model, opt): held.update(
         weights=sum(local(o).nbytes for o in (*model.parameters(), *model.buffers())), gradients=sum(local(p.grad).nbytes for p in model.parameters() if p.grad is not None),
@@ -236,6 +237,7 @@ if __name__ == '__main__':
         with open(a.out, 'a') as f: f.write(''.join(o + '\n' for o in done.stdout.splitlines() if o.startswith('{')))
     elif a.runs:
         with tempfile.TemporaryDirectory() as d:
+            if a.folder: Path(a.folder).mkdir(parents=True, exist_ok=True)
             for name in (o for o in RUNS if a.only in o):
                 row = whole(name, str(Path(a.folder or d).resolve()))
                 with open(a.out, 'a') as f: f.write(json.dumps(row) + '\n')
