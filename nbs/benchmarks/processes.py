@@ -308,10 +308,10 @@ def digits(folder, epochs=(1, 3, 10, 30, 100)):
         (a,h),(b,g) = (train_sae(o, held, SAEConfig(width=256, k=8), SAETrainConfig(epochs=n), 0, device='cpu') for o in (x, other))
         yield dict(epochs=n, fvu=distance(h[-1]['val_fvu'], g[-1]['val_fvu']), weights=max(distance(p.detach(), q.detach()) for p,q in zip(a.parameters(), b.parameters())))
 
-ARMS = 'control','per_class'
+FIRST,ARMS = ('cycle_0',),('cycle_1/control', 'cycle_1/per_class')
 
 class Retold:
-    "The SAEs of the arms of a language model's cycle, trained again in one process"
+    "SAEs of a language model's cycle, trained again in one process"
     def __init__(self, folder):
         from sae_ception.data import load_task
         from sae_ception.sae.coders import SAEConfig
@@ -321,33 +321,36 @@ class Retold:
         self.task,self.n = load_task('docstrings', train_rows=300),c['sae_rows']
         self.how = [kind(**{k: tuple(v) if isinstance(v, list) else v for k,v in c[name].items()}) for kind,name in ((SAEConfig, 'sae'), (SAETrainConfig, 'sae_train'))]
 
-    def read(self, run):
-        "Activations of the arms' models in a run directory, for training and for validation"
+    def read(self, run, names=ARMS):
+        "Activations of models in a run directory, for training and for validation"
         import torch
         from sae_ception.activations import collect_tokens
         from sae_ception.models import load_model
-        return [torch.stack([collect_tokens(load_model(run/f'cycle_1/{o}/model'), self.task, None, s, n) for o in ARMS]) for s,n in (('train', self.n), ('validation', self.n//8 + 1))]
+        return [torch.stack([collect_tokens(load_model(run/o/'model'), self.task, None, s, n) for o in names]) for s,n in (('train', self.n), ('validation', self.n//8 + 1))]
 
     def train(self, x):
         from sae_ception.sae.training import train_saes
-        return train_saes(*x, *self.how, [0, 0])
+        return train_saes(*x, *self.how, [0]*len(x[0]))
 
-def apart(run, arm, curves):
+def apart(run, name, curves):
     "The largest difference from the curves that an SAE has in a run directory"
-    was = values(run/f'cycle_1/{arm}/sae/history.json')
+    was = values(run/name/'sae/history.json')
     return max(distance(was[k], v) for k,v in numbers(curves))
 
-def ties(folder, tries=100):
-    "The SAEs of one process's models, from activations whose last digit is another"
+def ties(folder, tries=100, sizes=(1e-7, 1e-6)):
+    "The SAEs of one process's models, from activations that are changed by so much of themselves"
     import torch
     from sae_ception.core import generator
-    retold,first = Retold(folder),None
-    x = retold.read(retold.one)
-    for i in range(tries + 1): # the first is without a change
-        saes,curves = retold.train([o*(1 + (1e-7*torch.randn(o.shape, generator=generator(i, 'ties', k)) if i else 0)) for k,o in enumerate(x)])
-        first = first or saes
-        for arm,a,b,h in zip(ARMS, first, saes, curves):
-            yield dict(arm=arm, changed=i, curves=apart(retold.one, arm, h), weights=max(distance(u.detach(), v.detach()) for u,v in zip(a.parameters(), b.parameters())))
+    retold = Retold(folder)
+    for names in (FIRST, ARMS):
+        x = retold.read(retold.one, names)
+        first,curves = retold.train(x)
+        for name,h in zip(names, curves): yield dict(sae=name, size=0., changed=0, curves=apart(retold.one, name, h), weights=0.)
+        for size in sizes:
+            for i in range(1, tries + 1):
+                saes,curves = retold.train([o*(1 + size*torch.randn(o.shape, generator=generator(i, 'ties', k))) for k,o in enumerate(x)])
+                for name,a,b,h in zip(names, first, saes, curves):
+                    yield dict(sae=name, size=size, changed=i, curves=apart(retold.one, name, h), weights=max(distance(u.detach(), v.detach()) for u,v in zip(a.parameters(), b.parameters())))
 
 def handed(folder, modes=('cycle, language model', 'cycle, language model, 2 shards')):
     "The SAEs of several processes' models, trained in one process: is what differs in the SAEs there before they are trained?"
@@ -358,7 +361,7 @@ def handed(folder, modes=('cycle, language model', 'cycle, language model, 2 sha
         many = folder_of(folder, mode)
         y = retold.read(many)
         for i,(arm,h) in enumerate(zip(ARMS, retold.train(y)[1])):
-            kept = json.loads((many/f'cycle_1/{arm}/sae/history.json').read_text())
+            kept = json.loads((many/arm/'sae/history.json').read_text())
             yield dict(mode=mode, arm=arm, activations=((y[0][i] - x[0][i]).norm()/x[0][i].norm()).item(), kept_from_one=apart(retold.one, arm, kept), again_from_one=apart(retold.one, arm, h), again_from_kept=apart(many, arm, h))
 
 # ------------------------------------------------------------------ what a step costs
